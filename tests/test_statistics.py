@@ -128,9 +128,9 @@ def test_shares():
     found = share_interval(right)
     half = 1.96 * (right.mean() * (1 - right.mean()) / 300) ** 0.5
     assert found == pytest.approx((right.mean(), right.mean() - half, right.mean() + half), abs=0.01)
-    # Wilson: the score test of the other end just fails
-    low = share_interval(np.ones(50)).low
-    assert abs(1 - low) / (low * (1 - low) / 50) ** 0.5 == pytest.approx(stats.norm.ppf(0.975), rel=1e-6)
+    # Clopper and Pearson: at the end, what was seen has a probability of 2.5 %
+    found = share_interval(np.ones(50))
+    assert found.low**50 == pytest.approx(0.025) and (found.value, found.high) == (1, 1)
     assert math.isnan(share_interval([]).value)
 
 
@@ -141,10 +141,32 @@ def test_seed_intervals():
     assert found == pytest.approx((values.mean(), values.mean() - half, values.mean() + half))
     narrow = seed_interval(values, "bootstrap")
     assert found.low < narrow.low < narrow.value < narrow.high < found.high
-    assert seed_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
     assert math.isnan(seed_interval([]).value)
     with pytest.raises(EstimationError, match="allowed are t, bootstrap"):
         seed_interval(values, "normal")
+
+
+@pytest.mark.parametrize("method", ["t", "bootstrap"])
+def test_seeds_that_agree_are_no_certainty(method):
+    unknown = seed_interval([0.5, 0.5], method)
+    assert unknown.value == 0.5 and math.isnan(unknown.low) and math.isnan(unknown.high)
+    for right in (0, 37, 120):
+        found = seed_interval([right / 120] * 3, method, examples=120)
+        exact = stats.binomtest(right, 120).proportion_ci(method="exact") # one seed's examples, not 360
+        assert found == pytest.approx((right / 120, exact.low, exact.high))
+    assert seed_interval([0, 0, 0], examples=120).low == 0 and seed_interval([1, 1], examples=120).high == 1
+    assert seed_interval([0.5, 0.6], method, examples=10) == seed_interval([0.5, 0.6], method) # only where seeds agree
+
+
+@pytest.mark.parametrize("scores, value, p", [((0, 0), 0, 1), ((1, 1), 0, 1), ((1, 0), 1, 2 * 0.5**80)])
+def test_differences_without_spread_are_no_certainty(scores, value, p):
+    a, b = (np.full((3, 80), float(s)) for s in scores)
+    unseen = 1 - 0.025 ** (1 / 80)
+    for found in (compare_methods(a, b), compare_methods(a[:1], b), paired_bootstrap(a[0], b[0])):
+        assert (found.value, found.p_value) == (value, pytest.approx(p))
+        assert (found.low, found.high) == pytest.approx((value - unseen * (1 + value), value + unseen * (1 - value)))
+    assert compare_methods([[1]], [[0]]).p_value == 1 # one example
+    assert math.isnan(compare_methods(-2 * a - 1, -2 * a - 1).low) # how far such scores may part is not known
 
 
 @pytest.mark.parametrize("n, disagreement", [(120, 0.3), (500, 0.15)])
