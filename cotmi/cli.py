@@ -8,7 +8,7 @@ __all__ = ['app', 'experiment_folders', 'find_experiment', 'experiment_parameter
            'compare_command', 'evaluate_command', 'data_command', 'sweep_points', 'sweep_command', 'dashboard_notebook',
            'dashboard_command', 'main']
 
-# %% ../nbs/10_cli.ipynb #f505efe6
+# %% ../nbs/10_cli.ipynb #74440c06
 import ast
 import json
 import os
@@ -29,9 +29,9 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 import cotmi
-from .config import RunConfig, check_field, config_table
+from .config import RunConfig, check_field, config_table, load_run_data
 from .core import ConfigError, CotmiError, RunError, load_settings, nearest, read_json, write_json
-from .runs import Run, _stamp, evaluate_run, list_runs, load_run_data, results_table, run_folder, runs_table
+from .runs import Run, _stamp, evaluate_run, list_runs, results_table, run_folder, runs_table
 
 # %% ../nbs/10_cli.ipynb #173f8162
 def experiment_folders() -> list[Path]: # Nearest first

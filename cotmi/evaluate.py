@@ -7,7 +7,7 @@ __all__ = ['Generated', 'generate_ids', 'generate', 'target_log_likelihoods', 'l
            'score_predictions', 'rationale_effect', 'write_predictions', 'write_features', 'evaluate_student',
            'evaluate']
 
-# %% ../nbs/07d_evaluate.ipynb #cc30f4e0
+# %% ../nbs/07d_evaluate.ipynb #acd82600
 import os
 import tempfile
 from collections import Counter
@@ -31,10 +31,10 @@ from transformers import PreTrainedTokenizerBase
 from .arithmetic import evaluate_equation
 from .batch import ANSWER_MARKER, IGNORED, split_answer, student_input, tokenize_examples
 from .calibration import calibration, fit_temperature, negative_log_likelihoods, scale
-from .config import RunConfig
+from .config import RunConfig, load_run_data
 from .core import EstimationError, RunError, bootstrap_interval, load_settings, read_json, to_json, write_json
 from .correlation import correlation
-from .data import SEGMENT_SEPARATOR, LoadedData, load_data, same_label
+from .data import SEGMENT_SEPARATOR, LoadedData, same_label
 from .greedy import fits_greedy, greedy_ids
 from .lean import candidate_states, fits_lean
 from .mi import estimate_mi
@@ -479,7 +479,7 @@ def _evaluate_features(student: Student, test: Dataset, config: RunConfig, folde
     write_json(folder / "mi.json", {"estimates": [], "correlation": {}, "notes": [note]})
     return {}, []
 
-# %% ../nbs/07d_evaluate.ipynb #4b6bacb0
+# %% ../nbs/07d_evaluate.ipynb #e901bfff
 def evaluate(
     run: str | Path | Student, # A run folder with a student, or a student
     data: LoadedData | None = None, # Its data; loaded as the run's configuration says if None
@@ -501,18 +501,10 @@ def evaluate(
     if config is None:
         stored = read_json(path / "config.json", RunError)
         config = RunConfig.resolve(stored.get("values", stored))
-    figures = evaluate_student(load_student(str(path / "student")), data or _data_of(config), config, folder or path,
-                               progress)
+    figures = evaluate_student(load_student(str(path / "student")), data or load_run_data(config), config,
+                               folder or path, progress)
     if folder is None:
         before = read_json(path / "metrics.json", RunError) if (path / "metrics.json").exists() else {}
         kept = {k: v for k, v in before.items() if not k.startswith("test/")}
         write_json(path / "metrics.json", kept | figures)
     return figures
-
-def _data_of(config: RunConfig) -> LoadedData:
-    "The data that a configuration names."
-    return load_data(
-        config.dataset, data_root=load_settings().path("paths.data"), label_source=config.label_source,
-        train_split=config.train_split, augment=config.augment, seed=config.split_seed, columns=config.columns,
-        max_train=config.max_train_examples, max_valid=config.max_valid_examples, max_test=config.max_test_examples,
-        demo_size=config.demo_size, demo_steps=config.demo_steps)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'RUN_FILES', 'PREDICTION_COLUMNS', 'Run', 'list_runs', 'runs_table', 'environment_record', 'run_folder',
-           'start_run', 'load_run_data', 'execute', 'open_run', 'evaluate_run', 'results_table', 'side_by_side']
+           'start_run', 'execute', 'open_run', 'evaluate_run', 'results_table', 'side_by_side']
 
-# %% ../nbs/08_runs.ipynb #ab103fd5
+# %% ../nbs/08_runs.ipynb #ffa8ba46
 import json
 import os
 import platform
@@ -28,6 +28,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
+from .config import RunConfig, load_run_data
 from .core import CotmiError, Interval, RunError, load_settings, read_json, write_json
 from .report import DataReport
 
@@ -514,19 +515,6 @@ def __exit__(self: Run, kind, error, trace):
     if error is not None and self._lock is not None:
         self.fail(error)
 
-# %% ../nbs/08_runs.ipynb #c4a10c42
-def load_run_data(
-    config, # A `RunConfig`
-): # A `LoadedData`
-    "The data that a configuration asks for, from the data root of the settings."
-    from cotmi.data import load_data # `datasets` takes a second to import, and readers of runs do without it
-
-    return load_data(
-        config.dataset, data_root=load_settings().path("paths.data"), label_source=config.label_source,
-        train_split=config.train_split, augment=config.augment, seed=config.split_seed, columns=config.columns,
-        max_train=config.max_train_examples, max_valid=config.max_valid_examples, max_test=config.max_test_examples,
-        demo_size=config.demo_size, demo_steps=config.demo_steps)
-
 # %% ../nbs/08_runs.ipynb #6e7494f0
 def execute(
     config, # A `RunConfig`
@@ -548,7 +536,7 @@ def execute(
         metrics = evaluate_student(result.student, data, config, run.path)
         return run.finish({**result.metrics(), **metrics}, stopped=result.stopped)
 
-# %% ../nbs/08_runs.ipynb #9964c6a1
+# %% ../nbs/08_runs.ipynb #e48907bc
 def open_run(
     path: str | Path, # A run folder
 ) -> Run: # Open for writing; its status is untouched until it ends
@@ -567,7 +555,6 @@ def evaluate_run(
     data=None, # A `LoadedData`; loaded as the run's configuration says if None
 ) -> Run: # The run with new metrics, predictions and features
     "Evaluate the student of a run again, with the data in place now, and write the results into its folder."
-    from cotmi.config import RunConfig
     from cotmi.evaluate import evaluate_student # brings torch and transformers
 
     run = Run(path)
