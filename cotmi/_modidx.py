@@ -414,6 +414,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cotmi.evaluate._evaluate_features': ('evaluate.html#_evaluate_features', 'cotmi/evaluate.py'),
                                 'cotmi.evaluate._flat': ('evaluate.html#_flat', 'cotmi/evaluate.py'),
                                 'cotmi.evaluate._generate_plainly': ('evaluate.html#_generate_plainly', 'cotmi/evaluate.py'),
+                                'cotmi.evaluate._is_label': ('evaluate.html#_is_label', 'cotmi/evaluate.py'),
                                 'cotmi.evaluate._length_batches': ('evaluate.html#_length_batches', 'cotmi/evaluate.py'),
                                 'cotmi.evaluate._majority_share': ('evaluate.html#_majority_share', 'cotmi/evaluate.py'),
                                 'cotmi.evaluate._padded': ('evaluate.html#_padded', 'cotmi/evaluate.py'),

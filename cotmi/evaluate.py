@@ -253,7 +253,7 @@ def _place(candidates: Sequence[str], label: str) -> int:
     "Index of a label among candidates; -1 where it is none of them."
     return next((i for i, c in enumerate(candidates) if c.strip() == label.strip()), -1)
 
-# %% ../nbs/07d_evaluate.ipynb #49667258
+# %% ../nbs/07d_evaluate.ipynb #29f55fc3
 def score_predictions(
     table: pd.DataFrame, # Rows of `answer` on test
     kind: str, # Label kind of the dataset
@@ -266,6 +266,8 @@ def score_predictions(
     table = table.assign(correct=_same(kind, table.predicted_label, table.gold_label), confidence=confidences(table))
     figures = {"test/examples": len(table), **_flat("test/accuracy", share_interval(table.correct))}
     figures["test/majority_accuracy"] = _majority_share(kind, table.gold_label)
+    valid_labels = [_is_label(kind, *row) for row in zip(table.predicted_label, table.choices, strict=True)]
+    figures |= _flat("test/valid_label", share_interval(valid_labels))
     if taught:
         table["teacher_correct"] = _same(kind, table.teacher_label, table.gold_label)
         figures["test/teacher_accuracy"] = float(table.teacher_correct.mean())
@@ -281,13 +283,19 @@ def _flat(name: str, interval) -> dict[str, float]:
 def _same(kind: str, given: Iterable[str], gold: Iterable[str]) -> list[bool]:
     return [same_label(kind, a or "", b or "") for a, b in zip(given, gold, strict=True)]
 
+def _is_label(kind: str, text: str, candidates: Sequence[str]) -> bool:
+    "Whether a text could be an answer, right or wrong: a candidate, something with a value, or any words."
+    if len(candidates):
+        return _place(candidates, text) >= 0
+    return evaluate_equation(text) is not None if kind in ("equation", "number") else bool(text.strip())
+
 def _majority_share(kind: str, gold: Iterable[str]) -> float:
     "What the best constant answer would score."
     numeric = kind in ("equation", "number")
     values = [evaluate_equation(g) if numeric else g.strip() for g in gold]
     return max(Counter(f"{v:g}" if numeric and v is not None else v for v in values).values()) / len(values)
 
-# %% ../nbs/07d_evaluate.ipynb #d0029256
+# %% ../nbs/07d_evaluate.ipynb #d17a24a0
 def _padded_scores(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     "[n, k] log-likelihoods of candidates padded with -inf, and [n] the place of the gold label (-1: not there)."
     scores = np.full((len(table), max(map(len, table.label_scores), default=0)), -np.inf)
@@ -304,9 +312,7 @@ def _calibration_figures(table: pd.DataFrame, kind: str, valid: pd.DataFrame | N
         normalised = np.zeros_like(scores)
         for row, known in enumerate(table.label_probabilities_normalised):
             normalised[row, :len(known)] = known
-        outside = [_place(c, p) < 0 for c, p in zip(table.choices, table.predicted_label, strict=True)]
-        figures |= {"test/outside_candidates": float(np.mean(outside)),
-                    "test/accuracy_likelihood": float(np.mean(scores.argmax(1) == gold)),
+        figures |= {"test/accuracy_likelihood": float(np.mean(scores.argmax(1) == gold)),
                     "test/accuracy_likelihood_normalised": float(np.mean(normalised.argmax(1) == gold)),
                     "test/nll_normalised": float(negative_log_likelihoods(normalised, gold).mean())}
     if valid is not None and len(valid):

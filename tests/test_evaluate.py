@@ -190,7 +190,7 @@ def test_figures_by_hand():
     assert marks(table.faithful) == [1, 0, -1, 0]
     expected = {
         "test/examples": 4, "test/accuracy": 0.5, "test/majority_accuracy": 0.5, "test/teacher_accuracy": 0.5,
-        "test/outside_candidates": 0.25, "test/accuracy_likelihood": 0.5, "test/faithful": 1 / 3,
+        "test/valid_label": 0.75, "test/accuracy_likelihood": 0.5, "test/faithful": 1 / 3,
         "test/faithful_decided": 0.75, "test/ece": (0.3 + 0.5 + 0.2 + 0.05) / 4, "test/mce": 0.5,
         "test/brier": (0.14 + (0.25 + 0.49 + 0.04) + 0.06 + (0.16 + 0.1225 + 0.5625)) / 4,
         "test/nll": -np.log([0.7, 0.3, 0.8, 0.25]).mean(), "test/rationale_rouge_l": (1 + 1 + 0 + 1) / 4}
@@ -209,7 +209,7 @@ def test_equations_count_by_value():
                        generated_rationale=["3 + 4 = 7.", "It is 8.", "None.", ""])
     scored, found = score_predictions(table, "equation", valid=table, resamples=50)
     assert scored.correct.tolist() == [True, True, False, False]
-    assert found["test/majority_accuracy"] == 0.75
+    assert found["test/majority_accuracy"] == 0.75 and found["test/valid_label"] == 0.5 # no value: 1 / 0, 9 ** 9
     assert marks(scored.faithful) == [1, 0, -1, -1]
     assert scored.confidence.tolist() == pytest.approx([0.6, 0.4, 0.7, 0.05])
     assert found["test/brier"] == pytest.approx(np.mean([0.4**2, 0.6**2, 0.7**2, 0.05**2]))
@@ -219,6 +219,7 @@ def test_equations_count_by_value():
 def test_all_wrong_has_an_honest_interval():
     _, found = score_predictions(hand_table(predicted_label=["w"] * 4), "choices", resamples=50)
     assert (found["test/accuracy"], found["test/accuracy_low"]) == (0, 0) and found["test/accuracy_high"] > 0.3
+    assert (found["test/valid_label"], found["test/valid_label_low"]) == (0, 0) # not 1e-18
 
 
 def test_no_teacher_and_no_rationales():
