@@ -10,7 +10,7 @@ from cotmi import compare_runs as at_the_top
 from cotmi.compare import METRICS, PUBLISHED, compare_pair, compare_runs, group_runs
 from cotmi.core import METHODS, RunError, write_json
 from cotmi.runs import Run
-from cotmi.statistics import compare_methods, holm, mcnemar_exact, seed_interval
+from cotmi.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
 
 N = 600
 HARD = np.random.default_rng(0).random(N) # how hard each example is, for every run
@@ -35,7 +35,7 @@ def make_run(folder, dataset, method, seed, rate, ids=None, status="complete", m
     half = 1.96 * (right.mean() * (1 - right.mean()) / N) ** 0.5
     flat = {"status": status, "test/accuracy": right.mean(), "test/accuracy_low": right.mean() - half,
             "test/accuracy_high": right.mean() + half, "test/majority_accuracy": 0.2, "test/teacher_accuracy": 0.74,
-            "test/ece": 0.05 + 0.01 * seed, "test/mi": 1.0 + seed, "test/mi_ceiling": 6.9}
+            "test/ece": 0.05 + 0.01 * seed, "test/mi": 1.0 + seed, "test/mi_ceiling": 6.9, "test/examples": N}
     if method != "finetune":
         flat |= {"test/rationale_rouge_l": float(table.rationale_rouge_l.mean())}
     write_json(path / "metrics.json", {**flat, **dict(metrics)})
@@ -87,7 +87,14 @@ def test_p_values_are_those_of_the_tests(runs):
     found = compare_runs(runs)
     accuracy = found.pairs[found.pairs.metric == "test/accuracy"]
     assert len(accuracy) == 6 # three pairs on each of two datasets
-    assert accuracy.p_holm.to_numpy() == pytest.approx(holm(accuracy.p_value)) # over both datasets together
+    assert set(found.pairs.metric) == {"test/accuracy", "test/rationale_rouge_l", "test/faithful"}
+    assert found.pairs.p_holm.to_numpy() == pytest.approx(holm(found.pairs.p_value)) # datasets and figures together
+    alone = compare_runs(runs, metrics=METRICS[:1]).pairs
+    assert (alone.p_holm.to_numpy() <= accuracy.p_holm.to_numpy()).all()
+    text = found.to_markdown()
+    assert f"over all {len(found.pairs)} comparisons" in text
+    shown = sum(line.count("t test over examples") for line in text.splitlines())
+    assert shown == len(found.pairs) # what is corrected for is what is shown
     right = {m: np.stack([r.predictions.correct for r in runs if r.config["dataset"] == "cqa"
                           and r.config["method"] == m]).astype(float) for m in ("finetune", "dss")}
     expected = compare_methods(right["finetune"], right["dss"])
@@ -111,6 +118,17 @@ def test_single_seeds_use_mcnemar_and_say_so(runs):
     assert row.p_holm < 0.001 and not found.table.bold.any() # these runs differ; their methods are not known to
 
 
+def test_single_runs_have_the_bootstrap_beside_mcnemar(runs):
+    a, b = (next(r for r in runs if r.config["dataset"] == "cqa" and r.config["method"] == m) for m in ("dss", "mi"))
+    pairs = compare_runs([a, b]).pairs.set_index("metric")
+    right, rouge = ([r.predictions[c].to_numpy(float) for r in (a, b)] for c in ("correct", "rationale_rouge_l"))
+    for metric, scores in (("test/accuracy", right), ("test/rationale_rouge_l", rouge)):
+        expected, row = paired_bootstrap(*scores), pairs.loc[metric]
+        assert (row.difference, row.low, row.high) == pytest.approx(
+            (expected.value, expected.low, expected.high), abs=1e-3) # the examples come in another order
+    assert pairs.loc["test/rationale_rouge_l"].p_value == pytest.approx(paired_bootstrap(*rouge).p_value)
+
+
 def test_equal_methods_are_seldom_bold(tmp_path):
     "Twenty tables of two equal methods: at the 5 % level at most 4 of them claim a winner (binomial 99.7 %)."
     bold = 0
@@ -119,6 +137,43 @@ def test_equal_methods_are_seldom_bold(tmp_path):
                 for method in ("dss", "finetune") for seed in range(3)]
         bold += compare_runs(pair, metrics=METRICS[:1]).table.bold.any()
     assert bold <= 4
+
+
+@pytest.fixture
+def mute(tmp_path):
+    "Two methods of three seeds that are always wrong and never sure."
+    nothing = dict.fromkeys(["test/accuracy", "test/accuracy_low", "test/valid_label", "test/ece", "test/nll"], 0.0)
+    return [make_run(tmp_path, "svamp", method, seed, -1, metrics=nothing) for method in ("finetune", "dss")
+            for seed in range(3)]
+
+
+def test_seeds_that_agree_are_no_certainty(mute):
+    found = compare_runs(mute)
+    row = found.table[found.table.metric == "test/accuracy"].iloc[0]
+    assert (row.value, row.low, row.seeds) == (0, 0, 3) and row.high == pytest.approx(1 - 0.025 ** (1 / N))
+    difference = found.pairs[found.pairs.metric == "test/accuracy"].iloc[0]
+    assert difference.p_value == 1 and difference.low < 0 < difference.high
+    lines = {x.split("|")[1].strip(): x for x in found.to_markdown().splitlines() if x.startswith("|")}
+    assert "0.0 [0.0, 0.6] (3)" in lines["accuracy (%)"] and "0.0 [0.0, 0.6] (3)" in lines["valid labels (%)"]
+    assert "0.0 ± – (3) †" in lines["ECE (%)"] # no share, and no spread
+    assert "| 6.90 " in lines["ceiling of I(Z;V) (nats)"] # known, not estimated
+
+
+def test_calibration_of_a_student_that_answers_nothing_is_never_the_best(mute, tmp_path):
+    speaks = [make_run(tmp_path, "svamp", "single_task", s, 0.5, metrics={"test/valid_label": 1.0}) for s in range(3)]
+    found = compare_runs([*mute, *speaks])
+    ece = found.table[found.table.metric == "test/ece"].set_index("method")
+    assert ece.caution.to_dict() == {"finetune": True, "single_task": False, "dss": True}
+    assert ece.best.to_dict() == {"finetune": False, "single_task": True, "dss": False} and not ece.bold.any()
+    assert not found.table[found.table.metric == "test/accuracy"].caution.any()
+    assert not compare_runs(mute).table.query("metric == 'test/ece'").best.any()
+    text, latex = found.to_markdown(), found.to_latex()
+    assert "† Right no more often than the majority label, or fewer than 50 % valid labels" in text
+    assert "†" not in re.sub(r"(?m)^%.*", "", latex) and r"$\dagger$" in latex
+    assert "†" not in compare_runs(speaks).to_markdown()
+    # half of the labels must be valid, however many of them are right
+    garbled = make_run(tmp_path, "demo", "dss", 0, 0.6, metrics={"test/valid_label": 0.4})
+    assert compare_runs([garbled]).table.query("metric == 'test/ece'").caution.all()
 
 
 def test_groups_and_what_is_left_out(runs, tmp_path):
@@ -171,7 +226,8 @@ def test_published_figures_stand_beside_ours_with_their_source(runs, tmp_path):
     infonce = make_run(tmp_path, "cqa", "mi", 0, 0.5, objective="infonce")
     row = next(x for x in compare_runs([infonce]).to_markdown().splitlines() if x.startswith("| mi infonce"))
     assert "63.88" not in row
-    assert len(compare_runs([make_run(tmp_path, "demo", "dss", 0, 0.5)]).published) == 0
+    alone = compare_runs([make_run(tmp_path, "demo", "dss", 0, 0.5)])
+    assert len(alone.published) == 0 and "published" not in alone.to_markdown() # nor a column of dashes
 
 
 def test_published_table():
@@ -189,7 +245,8 @@ def test_csv_and_latex(runs):
     assert ours.value.to_numpy() == pytest.approx(found.table.value.to_numpy())
     assert table[table.source.str.startswith("Chen")].value.max() == pytest.approx(0.68)
     latex = found.to_latex()
-    assert latex.count(r"\begin{tabular}") == 4 == latex.count(r"\bottomrule")
+    # accuracies, all figures of two datasets, differences of three figures
+    assert latex.count(r"\begin{tabular}") == 6 == latex.count(r"\bottomrule")
     body = re.sub(r"%.*", "", latex.replace(r"\%", ""))
     assert "±" not in body and not re.search(r"(?<!\\)_", body)
     for block in re.findall(r"\\begin{tabular}{(l r*|lr*)}\n(.*?)\\end{tabular}", latex, re.S):
