@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOMES', 'group_names', 'group_colours', 'forest_rows', 'paired_examples', 'CompareDashboard']
 
-# %% ../nbs/09b_comparison.ipynb #b7d02fb9
+# %% ../nbs/09b_comparison.ipynb #c47aaf29
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .compare import group_runs
+from .compare import group_runs, over_seeds
 from .core import RunError
 from .dashboard import _watch, examples_of
 from .figures import COLOURS, METHOD_COLOURS, forest, mi_against_accuracy, seed_curves
 from .runs import Run, list_runs
-from .statistics import mcnemar_exact, seed_interval
+from .statistics import mcnemar_exact
 from .widgets import (LOOKS, Pages, Plot, Table, bar, board, card, esc, key_values, marked_difference,
                            set_theme, side, stack)
 
@@ -61,7 +61,7 @@ def group_colours(
             colours[names[run.path]] = wanted if wanted and wanted not in colours.values() else free[0]
     return colours
 
-# %% ../nbs/09b_comparison.ipynb #a4a7380f
+# %% ../nbs/09b_comparison.ipynb #c9d706d0
 def forest_rows(
     runs: Iterable[Run], # Any runs
     metric: str, # Such as test/accuracy
@@ -76,10 +76,11 @@ def forest_rows(
     rows = []
     for name, members in groups.items():
         if len(members) > 1:
-            mean = seed_interval([r.interval(metric).value for r in members])
+            mean = over_seeds(members, metric)
+            agree = len({r.interval(metric).value for r in members}) == 1
             rows.append({"label": f"{name}: mean of {len(members)}", "value": mean.value, "low": mean.low,
                          "high": mean.high, "colour": colours.get(name), "hollow": False,
-                         "note": "interval over seeds"})
+                         "note": "all seeds agree" if agree else "interval over seeds"})
         for run in members:
             v = run.interval(metric)
             rows.append({"label": f"{name}, seed {run.config.get('seed', '?')}", "value": v.value, "low": v.low,
