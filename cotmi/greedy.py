@@ -27,7 +27,7 @@ def fits_greedy(
     asked = {name for name, value in model.generation_config.to_diff_dict().items() if value not in (None, False)}
     return "eos_token_id" in asked and asked <= _HARMLESS and fits_lean(model)
 
-# %% ../nbs/02b_greedy.ipynb #dadc2695
+# %% ../nbs/02b_greedy.ipynb #30c0b1ed
 @dataclass
 class _Memory:
     "Keys and values of the rows that still write."
@@ -45,7 +45,7 @@ class _Memory:
 def _begin(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: Tensor, most: int) -> _Memory:
     "Encode inputs [n, S] and make room for `most` tokens."
     packing, heads = _Packing.of(mask), model.config.num_heads
-    encoded = _encode(model, model.shared(packing.pack(ids.flatten())), [packing], [mask], 0.0)
+    encoded = _encode(model, model.shared(packing.pack(ids)), [packing], [mask], 0.0)
     crossed = []
     for block in model.decoder.block:
         own = block.layer[1].EncDecAttention

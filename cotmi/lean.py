@@ -164,38 +164,70 @@ class _Attend(torch.autograd.Function):
         return (torch.bmm(scores, key), torch.bmm(scores.transpose(1, 2), query), value_gradient,
                 scores if ctx.needs_input_grad[3] else None, None)
 
-# %% ../nbs/02a_lean.ipynb #382424f3
+# %% ../nbs/02a_lean.ipynb #557c25e4
+def _by_position(x: Tensor) -> Tensor:
+    "[parts, B, heads, L, k] as [B, L, parts, heads, k], a view."
+    return x.permute(1, 3, 0, 2, 4)
+
+class _ToHeads(torch.autograd.Function):
+    "Rows [n, parts, heads, k] put in place as [parts, B, heads, L, k], zero elsewhere."
+    @staticmethod
+    def forward(ctx, rows: Tensor, example: Tensor, position: Tensor, size: int, length: int):
+        ctx.save_for_backward(example, position)
+        parts, heads, width = rows.shape[1:]
+        placed = rows.new_zeros(parts, size, heads, length, width)
+        _by_position(placed)[example, position] = rows
+        return placed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return _by_position(gradient)[ctx.saved_tensors], None, None, None, None
+
+class _FromHeads(torch.autograd.Function):
+    "The rows [n, parts, heads, k] of [parts, B, heads, L, k]."
+    @staticmethod
+    def forward(ctx, placed: Tensor, example: Tensor, position: Tensor):
+        ctx.save_for_backward(example, position)
+        ctx.shape = placed.shape
+        return _by_position(placed)[example, position]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        placed = gradient.new_zeros(ctx.shape)
+        _by_position(placed)[ctx.saved_tensors] = gradient
+        return placed, None, None
+
 @dataclass
 class _Packing:
     "Which positions of a padded batch are rows."
     size: int # examples
     length: int # padded length
-    index: Tensor | None # [n] of the flattened positions; None where every position is a row
+    example: Tensor # [n] of each row
+    position: Tensor # [n] of each row
 
     @classmethod
     def of(cls, mask: Tensor) -> "_Packing":
         "The packing of a mask [B, L]."
-        index = mask.flatten().nonzero().squeeze(1)
-        return cls(*mask.shape, None if len(index) == mask.numel() else index)
+        return cls(*mask.shape, *mask.nonzero(as_tuple=True))
 
     @property
-    def rows(self) -> int: return self.size * self.length if self.index is None else len(self.index)
+    def rows(self) -> int: return len(self.example)
     def pack(self, x: Tensor) -> Tensor:
-        "[B * L, …] to [n, …]."
-        return x if self.index is None else x.index_select(0, self.index)
+        "[B, L, …] to [n, …]."
+        return x[self.example, self.position]
     def pad(self, x: Tensor) -> Tensor:
-        "[n, D] to [B * L, D], zero where a position is no row."
-        if self.index is None:
-            return x
-        return x.new_zeros(self.size * self.length, x.shape[-1]).index_copy(0, self.index, x)
+        "[n, D] to [B, L, D], zero where a position is no row."
+        return x.new_zeros(self.size, self.length, x.shape[-1]).index_put((self.example, self.position), x)
     def heads(self, x: Tensor, parts: int, count: int) -> Tensor:
         "[n, parts * count * k] to [parts, B * count, L, k]."
-        split = self.pad(x).view(self.size, self.length, parts, count, -1)
-        return split.permute(2, 0, 3, 1, 4).reshape(parts, self.size * count, self.length, -1)
+        rows = x.view(self.rows, parts, count, -1)
+        return _ToHeads.apply(rows, self.example, self.position, self.size, self.length).flatten(1, 2)
     def rejoin(self, x: Tensor, count: int) -> Tensor:
         "[B * count, L, k] to [n, count * k]."
-        joined = x.view(self.size, count, self.length, -1).transpose(1, 2).reshape(self.size * self.length, -1)
-        return self.pack(joined)
+        placed = x.view(1, self.size, count, self.length, -1)
+        return _FromHeads.apply(placed, self.example, self.position).flatten(1)
 
 # %% ../nbs/02a_lean.ipynb #21347fe6
 def _normed(x: Tensor, module: nn.Module) -> Tensor:
@@ -275,7 +307,7 @@ def _decode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], encod
         x = _feed_forward(x, block.layer[2], rate)
     return dropout(_normed(x, model.decoder.final_layer_norm), rate)
 
-# %% ../nbs/02a_lean.ipynb #b5730411
+# %% ../nbs/02a_lean.ipynb #8712d6c1
 def lean_forward(
     model: PreTrainedModel, # A T5 that `fits_lean`
     inputs: Sequence[tuple[Tensor, Tensor]], # For each task: token ids and mask [B, S]
@@ -286,18 +318,18 @@ def lean_forward(
     rate = model.config.dropout_rate if model.training else 0.0
     sources = [_Packing.of(mask) for _, mask in inputs]
     groups = [_Packing.of(mask) for _, mask in targets]
-    tokens = [p.pack(ids.flatten()) for p, (ids, _) in zip([*sources, *groups], [*inputs, *targets], strict=True)]
+    tokens = [p.pack(ids) for p, (ids, _) in zip([*sources, *groups], [*inputs, *targets], strict=True)]
     embedded = model.shared(torch.cat(tokens))
     source_rows = sum(s.rows for s in sources)
     masks = [mask for _, mask in inputs]
     encoded = _encode(model, embedded[:source_rows], sources, masks, rate)
     def padded(rows: Tensor, packings: Sequence[_Packing]) -> list[Tensor]:
         parts = zip(packings, rows.split([p.rows for p in packings]), strict=True)
-        return [p.pad(part).view(p.size, p.length, -1) for p, part in parts]
+        return [p.pad(part) for p, part in parts]
     states = padded(encoded, sources)
     if between is not None:
         states = between(states)
-        encoded = torch.cat([p.pack(state.flatten(0, 1)) for p, state in zip(sources, states, strict=True)])
+        encoded = torch.cat([p.pack(state) for p, state in zip(sources, states, strict=True)])
     decoded = _decode(model, embedded[source_rows:], groups, encoded, sources, masks, rate)
     return list(zip(states, padded(decoded, groups), strict=True))
 
@@ -322,7 +354,7 @@ def _is_plain(module: nn.Module) -> bool:
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
     return (own or type(module) in _PARTS or type(module).__module__ == "torch.nn.modules.activation") and not hooked
 
-# %% ../nbs/02a_lean.ipynb #41ef33f1
+# %% ../nbs/02a_lean.ipynb #5e28e657
 @torch.no_grad()
 def candidate_states(
     model: PreTrainedModel, # A T5 that `fits_lean`, in evaluation mode
@@ -338,6 +370,6 @@ def candidate_states(
     own, side_by_side, source = (_Packing.of(m) for m in (
         torch.arange(int(lengths.max())) < lengths[:, None], torch.arange(int(totals.max())) < totals[:, None], mask))
     tokens = torch.tensor([token for target in flat for token in (begin, *target[:-1])])
-    encoded = _encode(model, model.shared(source.pack(ids.flatten())), [source], [mask], 0.0)
+    encoded = _encode(model, model.shared(source.pack(ids)), [source], [mask], 0.0)
     states = _decode(model, model.shared(tokens), [own], encoded, [source], [mask], 0.0, [side_by_side])
     return states * model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else states
