@@ -123,6 +123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cotmi.cli.experiment_folders': ('cli.html#experiment_folders', 'cotmi/cli.py'),
                            'cotmi.cli.experiment_parameters': ('cli.html#experiment_parameters', 'cotmi/cli.py'),
                            'cotmi.cli.find_experiment': ('cli.html#find_experiment', 'cotmi/cli.py'),
+                           'cotmi.cli.judge_command': ('cli.html#judge_command', 'cotmi/cli.py'),
                            'cotmi.cli.list_command': ('cli.html#list_command', 'cotmi/cli.py'),
                            'cotmi.cli.main': ('cli.html#main', 'cotmi/cli.py'),
                            'cotmi.cli.parameters_command': ('cli.html#parameters_command', 'cotmi/cli.py'),

@@ -137,7 +137,7 @@ class VerdictCache:
                 file.flush()
                 os.fsync(file.fileno())
 
-# %% ../nbs/07c_judge.ipynb #d9f31ac1
+# %% ../nbs/07c_judge.ipynb #45c35b03
 class JudgeError(CotmiError):
     "The judge cannot be asked: no endpoint, no access or no such model."
 
@@ -161,7 +161,8 @@ class Judge:
         if not self.base_url.startswith(("http://", "https://")) or not self.model:
             raise JudgeError(f"The judge's base_url is {self.base_url!r} and its model {self.model!r}; both are "
                              "needed. Set judge.base_url and judge.model in settings.ini, or COTMI_JUDGE_BASE_URL and "
-                             "COTMI_JUDGE_MODEL (and COTMI_JUDGE_API_KEY where the endpoint wants a key).")
+                             "COTMI_JUDGE_MODEL (and COTMI_JUDGE_API_KEY where the endpoint wants a key); "
+                             "`cotmi judge` takes --base-url and --model too.")
         for name, least in (("max_calls", 0), ("attempts", 1), ("workers", 1)):
             if getattr(self, name) < least:
                 raise JudgeError(f"The judge's {name} is {getattr(self, name)}; at least {least} is needed.")
@@ -286,7 +287,7 @@ def _ask(client: httpx.Client, judge: Judge, request: dict, ledger: _Ledger) -> 
                 ledger.note(fault=re.sub(r"[:(].*", "", str(fault)).strip())
                 raise
 
-# %% ../nbs/07c_judge.ipynb #26cf9f2c
+# %% ../nbs/07c_judge.ipynb #1f33e775
 @dataclass
 class JudgeReport:
     "The scores of one judge run and what became of every example."
@@ -309,11 +310,14 @@ class JudgeReport:
                 f"{prefix}rationale_judge_scored": float(self.table.score.notna().mean())}
 
     def __str__(self):
-        s = self.summary
+        s, named = self.summary, lambda counts: ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
         cost = "unknown (no prices given)" if s["cost"] is None else f"{s['cost']:.4f}"
-        return (f"score {self.score}; {s['scored']} of {s['examples']} examples scored ({s['cached']} from the cache); "
-                f"{s['calls']} calls, {s['retries']} of them retries; {s['prompt_tokens']} + {s['completion_tokens']} "
-                f"tokens, cost {cost}; not scored: {s['unscored'] or 'none'}; faults met: {s['faults'] or 'none'}")
+        given = ", ".join(str((self.table.score == score).sum()) for score in range(1, 6))
+        return (f"score {self.score}; examples by score, 1 to 5: {given}\n"
+                f"{s['scored']} of {s['examples']} examples scored ({s['cached']} from the cache); "
+                f"not scored: {named(s['unscored'])}\n"
+                f"{s['calls']} calls, {s['retries']} of them retries; faults met: {named(s['faults'])}\n"
+                f"{s['prompt_tokens']} + {s['completion_tokens']} tokens, cost {cost}")
 
 # %% ../nbs/07c_judge.ipynb #27afd4b1
 STATUSES = ("scored", "empty", "invalid", "failed", "refused", "capped")
@@ -377,7 +381,7 @@ def _report(examples, keys, empty, outcomes, ledger: _Ledger, judge: Judge, seco
         "prompt_tokens": ledger.prompt_tokens, "completion_tokens": ledger.completion_tokens, "cost": cost,
         "seconds": round(seconds, 3)})
 
-# %% ../nbs/07c_judge.ipynb #ced27ead
+# %% ../nbs/07c_judge.ipynb #17a5c04b
 def judge_run(
     folder: str | Path, # A run folder with predictions.parquet
     judge: Judge | None = None, # Whom to ask; the settings' judge if None
@@ -390,7 +394,10 @@ def judge_run(
     path = folder / "predictions.parquet"
     if not path.is_file():
         raise RunError(f"{path} does not exist. Judge a run that has been evaluated: cotmi evaluate {folder}")
-    table = pd.read_parquet(path)
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as fault: # pyarrow's errors are ValueErrors
+        raise RunError(f"{path} cannot be read: {fault}. Write it anew with cotmi evaluate {folder}") from fault
     if "generated_rationale" not in table or table.generated_rationale.isna().all():
         raise RunError(f"{folder} has no generated rationales to judge (a finetune student writes none).")
     drawn = table.iloc[np.sort(np.random.default_rng(seed).permutation(len(table))[:examples])]

@@ -15,7 +15,8 @@ import httpx
 import pandas as pd
 import pytest
 
-from cotmi.core import RunError, load_settings, read_json
+from cotmi.cli import main
+from cotmi.core import RunError, load_settings, read_json, write_json
 from cotmi.judge import (
     JUDGE_SYSTEM,
     Judge,
@@ -267,6 +268,74 @@ def test_settings_name_the_judge(tmp_path):
         Judge.from_settings(load_settings(tmp_path, {}))
     with pytest.raises(JudgeError, match="attempts is 0"):
         Judge("http://here", "m", attempts=0)
+
+
+@pytest.fixture
+def cotmi(capsys, monkeypatch, tmp_path):
+    "Run a command in an empty folder, without settings of its own; gives its exit code, output and errors."
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+    return call
+
+
+def judged_run(folder, *texts):
+    "A complete run whose student wrote these rationales."
+    write_json(folder / "config.json", {"values": {"dataset": "demo", "method": "dss", "seed": 0}, "sources": {}})
+    write_json(folder / "metrics.json", {"status": "complete", "test/accuracy": 0.5})
+    pd.DataFrame(rows(*texts)).to_parquet(folder / "predictions.parquet")
+    return folder
+
+
+def test_the_command_accounts_for_every_score_and_resumes(server, cotmi, monkeypatch, tmp_path):
+    run = judged_run(tmp_path / "run", "fine 1", "throttled 2", "cut 3", "exaggerated 4", "refused 5", "")
+    monkeypatch.setenv("COTMI_JUDGE_BASE_URL", server.url)
+    monkeypatch.setenv("COTMI_JUDGE_API_KEY", "key-of-the-test")
+    priced = ["judge", run, "--model", "toy", "--price-in", "1", "--price-out", "2"]
+    code, out, err = cotmi(*priced)
+    assert code == 1 and "cotmi: 1 of 6 examples have no score" in err and "Traceback" not in err
+    assert "score 3.4 [" in out and "examples by score, 1 to 5: 1, 0, 0, 4, 0" in out
+    assert "5 of 6 examples scored" in out and "not scored: 1 refused" in out and "judged by toy" in out
+    assert "retries" in out and "tokens, cost 0.0" in out and "key-of-the-test" not in out + err
+    assert server.keys == {"Bearer key-of-the-test"}
+    metrics = read_json(run / "metrics.json")
+    assert metrics["test/rationale_judge"] == pytest.approx(3.4) and metrics["test/accuracy"] == 0.5
+    before = Counter(server.asked)
+    code, out, _ = cotmi(*priced)
+    assert code == 1 and "(4 from the cache)" in out and server.asked - before == Counter({"refused 5": 1})
+
+
+def test_the_command_ends_well_only_when_all_is_scored(server, cotmi, tmp_path):
+    run = judged_run(tmp_path / "run", *[f"text {i}" for i in range(6)])
+    words = ["judge", run, "--model", "toy", "--base-url", server.url]
+    code, out, err = cotmi(*words, "--max-calls", "2")
+    assert code == 1 and "not scored: 4 capped" in out and "the same command asks for them again" in err
+    code, out, _ = cotmi(*words, "--limit", "3")
+    assert code == 0 and "3 of 3 examples scored" in out and "not scored: none" in out
+    code, out, _ = cotmi(*words)
+    assert code == 0 and "6 of 6 examples scored" in out and sum(server.asked.values()) == 6 # nobody twice
+
+
+def test_the_command_says_what_it_lacks(server, cotmi, tmp_path):
+    def refused(*words):
+        code, _, err = cotmi("judge", *words)
+        assert code == 1 and err.splitlines()[-1].startswith("cotmi: ") and "Traceback" not in err
+        return err
+    run = judged_run(tmp_path / "run", "locked 1")
+    assert "is no folder" in refused(tmp_path / "gone")
+    assert "COTMI_JUDGE_BASE_URL" in refused(run)
+    assert "answers 401" in refused(run, "--model", "toy", "--base-url", server.url)
+    assert "no generated rationales" in refused(judged_run(tmp_path / "mute", None), "--model", "toy", "--base-url",
+                                                server.url)
+    (run / "predictions.parquet").write_bytes(b"cut")
+    assert "cannot be read" in refused(run, "--model", "toy", "--base-url", server.url)
+    (run / "predictions.parquet").unlink()
+    assert "cotmi evaluate" in refused(run, "--model", "toy", "--base-url", server.url)
+    assert cotmi("judge", run, "--limit", "0")[0] == 2
 
 
 def test_judging_a_run_folder(tmp_path):
