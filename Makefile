@@ -70,7 +70,7 @@ readme: install
 
 bench: install
 	@"$(BIN)/python" -m benchmarks.step $(BENCH)
-	@[ -n "$(BENCH)" ] || "$(BIN)/python" -m benchmarks.evaluate
+	@[ -n "$(BENCH)" ] || { "$(BIN)/python" -m benchmarks.evaluate && "$(BIN)/python" -m benchmarks.mi_side_by_side; }
 
 clean:
 	rm -rf .venv _proc docs/_build docs/_site_src .pytest_cache .ruff_cache .hypothesis cotmi.egg-info

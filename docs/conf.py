@@ -68,13 +68,8 @@ def find_source(app, module):
 def visit_math(self, node, display):
     "A formula as MathML, which browsers draw without a script."
     from docutils import nodes
+    from latex2mathml.converter import convert
 
-    try:
-        from latex2mathml.converter import convert
-    except ImportError: # the formula is then shown as it is written
-        tag = "pre" if display else "code"
-        self.body.append(self.starttag(node, tag, "", CLASS="math") + self.encode(node.astext()) + f"</{tag}>")
-        raise nodes.SkipNode from None
     mathml = convert(node.astext(), display="block" if display else "inline")
     self.body.append(f'<div class="math">{mathml}</div>' if display else mathml)
     raise nodes.SkipNode
