@@ -76,11 +76,12 @@ def dv(
     scores = _ready(scores)
     return _mean_diagonal(scores, weights) - log_mean_exp_off_diagonal(scores, weights)
 
-# %% ../nbs/04_bounds.ipynb #d6a64733
+# %% ../nbs/04_bounds.ipynb #d2561879
 def dv_loss(
     scores: Tensor, # [..., B, B] scores
     average: Tensor, # Log of the moving average of E[exp f]; NaN before the first batch
     rate: float = 0.1, # Weight of the newest batch in the moving average
+    most: float = 1.25, # The average stays within this factor of the batch's own mean
 ) -> tuple[Tensor, Tensor]: # Loss, and the new log average (detached)
     "Negative Donsker-Varadhan with MINE's moving-average gradient (Belghazi et al. 2018, equation 12)."
     scores = _ready(scores)
@@ -88,6 +89,7 @@ def dv_loss(
     marginal = marginal.flatten().logsumexp(0) - math.log(marginal.numel()) # one mean over all matrices
     now = marginal.detach()
     mixed = torch.logaddexp(average + math.log1p(-rate), now + math.log(rate))
+    mixed = mixed.clamp(now - math.log(most), now + math.log(most))
     average = torch.where(average.isnan(), now, mixed).to(now.dtype)
     # exp(marginal - average) has the gradient of E[exp f] / average; the detached rest makes the value that of DV
     surrogate = (marginal - average).exp()
