@@ -35,7 +35,7 @@ def _set(default: Any, help: str):
     made = {"default_factory": default} if callable(default) else {"default": default}
     return field(**made, metadata={"help": help})
 
-# %% ../nbs/06_config.ipynb #3d706069
+# %% ../nbs/06_config.ipynb #61b06345
 @dataclass
 class RunConfig:
     "All that a run depends on."
@@ -50,7 +50,9 @@ class RunConfig:
     max_test_examples: int | None = _set(None, "Subsample of test by seed; all if None.")
     split_seed: int = _set(0, "Seed of splits and subsamples, apart from the run's own seed.")
     demo_size: int = _set(4000, "Demo: stories in all, before the split (our choice).")
-    demo_steps: int = _set(2, "Demo: steps of a story (our choice).")
+    demo_steps: int = _set(2, "Demo: steps of a story, 1 to 6 (our choice).")
+    demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones and bystanders; 3 doubling too (our choice).")
+    demo_slips: float = _set(0.0, "Demo: share of teacher rationales with one wrong step (our choice).")
     # Method
     method: Literal[METHODS] = _set("mi", "finetune, single_task, dss (Hsieh et al. 2023) or mi (Chen et al. 2024).")
     objective: Literal[OBJECTIVES] = _set("paper-masked", "Mutual-information term of method mi.")
@@ -233,7 +235,7 @@ def config_table() -> pd.DataFrame: # Columns name, type, default, help
             for f in fields(RunConfig) if f.name != "sources"]
     return pd.DataFrame(rows, columns=["name", "type", "default", "help"])
 
-# %% ../nbs/06_config.ipynb #fbc509f9
+# %% ../nbs/06_config.ipynb #82bd3ec8
 def load_run_data(
     config: RunConfig, # Says which data, and how much of it
 ): # A `LoadedData`
@@ -244,4 +246,5 @@ def load_run_data(
         config.dataset, data_root=load_settings().path("paths.data"), label_source=config.label_source,
         train_split=config.train_split, augment=config.augment, seed=config.split_seed, columns=config.columns,
         max_train=config.max_train_examples, max_valid=config.max_valid_examples, max_test=config.max_test_examples,
-        demo_size=config.demo_size, demo_steps=config.demo_steps)
+        demo_size=config.demo_size, demo_steps=config.demo_steps, demo_difficulty=config.demo_difficulty,
+        demo_slips=config.demo_slips)
