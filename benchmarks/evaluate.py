@@ -8,6 +8,7 @@ authors' Trainer does. The student is trained first, so that it stops by itself;
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def main():
     rows, lengths, test, tokenizer, source = test_tokens("cqa", options.examples)
     model = trained_student(options.shape, rows, lengths, options.train_steps)
     found = measure(Student(model, tokenizer, options.shape), test, options.repeats)
-    command = f"python -m benchmarks.evaluate --train-steps {options.train_steps} --repeats {options.repeats}"
+    command = " ".join(["python -m benchmarks.evaluate", *sys.argv[1:]])
     report = {"machine": describe(), "command": command, "shape": options.shape, "data": source, **found}
     write_json(RESULTS / "evaluate.json", report)
     write_text(RESULTS / "evaluate.md", table(report) + "\n")
