@@ -611,6 +611,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cotmi.lean._norm_backward': ('lean.html#_norm_backward', 'cotmi/lean.py'),
                             'cotmi.lean._normed': ('lean.html#_normed', 'cotmi/lean.py'),
                             'cotmi.lean._normed_linear': ('lean.html#_normed_linear', 'cotmi/lean.py'),
+                            'cotmi.lean._placed': ('lean.html#_placed', 'cotmi/lean.py'),
                             'cotmi.lean._scale': ('lean.html#_scale', 'cotmi/lean.py'),
                             'cotmi.lean._self_attention': ('lean.html#_self_attention', 'cotmi/lean.py'),
                             'cotmi.lean.candidate_states': ('lean.html#candidate_states', 'cotmi/lean.py'),

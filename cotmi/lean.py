@@ -164,10 +164,16 @@ class _Attend(torch.autograd.Function):
         return (torch.bmm(scores, key), torch.bmm(scores.transpose(1, 2), query), value_gradient,
                 scores if ctx.needs_input_grad[3] else None, None)
 
-# %% ../nbs/02a_lean.ipynb #557c25e4
+# %% ../nbs/02a_lean.ipynb #f01980ef
 def _by_position(x: Tensor) -> Tensor:
     "[parts, B, heads, L, k] as [B, L, parts, heads, k], a view."
     return x.permute(1, 3, 0, 2, 4)
+
+def _placed(rows: Tensor, where: tuple[Tensor, Tensor], shape: torch.Size | tuple[int, ...]) -> Tensor:
+    "Rows [n, parts, heads, k] in place [parts, B, heads, L, k], zero elsewhere."
+    placed = rows.new_zeros(shape)
+    _by_position(placed)[where] = rows
+    return placed
 
 class _ToHeads(torch.autograd.Function):
     "Rows [n, parts, heads, k] put in place as [parts, B, heads, L, k], zero elsewhere."
@@ -175,9 +181,7 @@ class _ToHeads(torch.autograd.Function):
     def forward(ctx, rows: Tensor, example: Tensor, position: Tensor, size: int, length: int):
         ctx.save_for_backward(example, position)
         parts, heads, width = rows.shape[1:]
-        placed = rows.new_zeros(parts, size, heads, length, width)
-        _by_position(placed)[example, position] = rows
-        return placed
+        return _placed(rows, (example, position), (parts, size, heads, length, width))
 
     @staticmethod
     @once_differentiable
@@ -195,9 +199,7 @@ class _FromHeads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        placed = gradient.new_zeros(ctx.shape)
-        _by_position(placed)[ctx.saved_tensors] = gradient
-        return placed, None, None
+        return _placed(gradient, ctx.saved_tensors, ctx.shape), None, None
 
 @dataclass
 class _Packing:
