@@ -157,7 +157,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cotmi.compare._counterpart': ('compare.html#_counterpart', 'cotmi/compare.py'),
                                'cotmi.compare._decimals': ('compare.html#_decimals', 'cotmi/compare.py'),
                                'cotmi.compare._examples': ('compare.html#_examples', 'cotmi/compare.py'),
-                               'cotmi.compare._hardly_answers': ('compare.html#_hardly_answers', 'cotmi/compare.py'),
                                'cotmi.compare._latex_table': ('compare.html#_latex_table', 'cotmi/compare.py'),
                                'cotmi.compare._long_table': ('compare.html#_long_table', 'cotmi/compare.py'),
                                'cotmi.compare._look_up': ('compare.html#_look_up', 'cotmi/compare.py'),
@@ -182,6 +181,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cotmi.compare.compare_pair': ('compare.html#compare_pair', 'cotmi/compare.py'),
                                'cotmi.compare.compare_runs': ('compare.html#compare_runs', 'cotmi/compare.py'),
                                'cotmi.compare.group_runs': ('compare.html#group_runs', 'cotmi/compare.py'),
+                               'cotmi.compare.hardly_answers': ('compare.html#hardly_answers', 'cotmi/compare.py'),
                                'cotmi.compare.over_seeds': ('compare.html#over_seeds', 'cotmi/compare.py')},
             'cotmi.comparison': { 'cotmi.comparison.CompareDashboard': ('comparison.html#comparedashboard', 'cotmi/comparison.py'),
                                   'cotmi.comparison.CompareDashboard.__init__': ( 'comparison.html#comparedashboard.__init__',
@@ -955,6 +955,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cotmi.widgets.key_values': ('widgets.html#key_values', 'cotmi/widgets.py'),
                                'cotmi.widgets.marked_difference': ('widgets.html#marked_difference', 'cotmi/widgets.py'),
                                'cotmi.widgets.plain_table': ('widgets.html#plain_table', 'cotmi/widgets.py'),
+                               'cotmi.widgets.remark': ('widgets.html#remark', 'cotmi/widgets.py'),
                                'cotmi.widgets.set_theme': ('widgets.html#set_theme', 'cotmi/widgets.py'),
                                'cotmi.widgets.side': ('widgets.html#side', 'cotmi/widgets.py'),
                                'cotmi.widgets.stack': ('widgets.html#stack', 'cotmi/widgets.py')}}}

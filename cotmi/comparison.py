@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOMES', 'group_names', 'group_colours', 'forest_rows', 'paired_examples', 'CompareDashboard']
 
-# %% ../nbs/09b_comparison.ipynb #c47aaf29
+# %% ../nbs/09b_comparison.ipynb #7a162bb2
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .compare import group_runs, over_seeds
+from .compare import CAUTION, METRICS, group_runs, hardly_answers, over_seeds
 from .core import RunError
 from .dashboard import _watch, examples_of
 from .figures import COLOURS, METHOD_COLOURS, forest, mi_against_accuracy, seed_curves
 from .runs import Run, list_runs
 from .statistics import mcnemar_exact
 from .widgets import (LOOKS, Pages, Plot, Table, bar, board, card, esc, key_values, marked_difference,
-                           set_theme, side, stack)
+                           remark, set_theme, side, stack)
 
 # %% ../nbs/09b_comparison.ipynb #1b93961c
 def _plain_name(run: Run) -> str:
@@ -126,7 +126,7 @@ class _Choices(widgets.Box):
     def chosen(self) -> set[str]:
         return {v for v, box in self.boxes.items() if box.value}
 
-# %% ../nbs/09b_comparison.ipynb #b1e7c7b1
+# %% ../nbs/09b_comparison.ipynb #45a91511
 class CompareDashboard(widgets.VBox):
     "A dashboard over many runs."
     def __init__(
@@ -161,10 +161,9 @@ class CompareDashboard(widgets.VBox):
         "Show the chosen runs in every view."
         chosen = self.chosen
         complete = sum(r.status == "complete" for r in chosen)
+        groups = len({self.names[r.path] for r in chosen})
         self.said.value = (f"<h2>{len(chosen)} of {len(self.runs)} runs</h2><div class='cotmi-soft'>{complete} "
-                           "complete, "
-                           f"{len({self.names[r.path] for r in chosen})} groups that differ in more than the "
-                           "seed</div>")
+                           f"complete, {groups} groups that differ in more than the seed</div>")
         for update in self.views.values():
             update()
 
@@ -180,7 +179,7 @@ class CompareDashboard(widgets.VBox):
         self.plots.append(Plot(None, theme=self.theme.value))
         return self.plots[-1]
 
-# %% ../nbs/09b_comparison.ipynb #f193ccc4
+# %% ../nbs/09b_comparison.ipynb #2fa7eb8d
 _RUN_COLUMNS = (("dataset", "Data", "text", "80px"), ("group", "Method", "text", ""),
                 ("student", "Student", "text", ""),
                 ("seed", "Seed", "number", "54px"), ("status", "Status", "text", "80px"),
@@ -207,7 +206,7 @@ def _runs_page(dash: CompareDashboard) -> widgets.Widget:
                          "mi": plain.get("test/mi"), "steps": plain.get("train/steps"), "run": run.id})
         table.show(pd.DataFrame(rows, columns=["id", *(c[0] for c in _RUN_COLUMNS)]), len(dash.runs),
                    "No run passes these choices.")
-        note.value = '<div class="cotmi-soft cotmi-small">Choose a row to see where a run lies and what it lacks.</div>'
+        note.value = remark("Choose a row to see where a run lies and what it lacks.")
     dash.views["Runs"] = update
     update()
     return stack(card(table, note))
@@ -240,17 +239,19 @@ def _curves_page(dash: CompareDashboard) -> widgets.Widget:
     update()
     return stack(card(bar(what, weight)), card(plot))
 
-# %% ../nbs/09b_comparison.ipynb #b4f2b0ff
+# %% ../nbs/09b_comparison.ipynb #32a10138
 _FORESTS = {"calibration error (ECE)": ("test/ece", "ECE (no unit)", ""),
             "negative log-likelihood": ("test/nll", "nats", ""),
             "rationale ROUGE-L": ("test/rationale_rouge_l", "ROUGE-L (no unit)", ""),
             "faithful rationales": ("test/faithful", "faithful (% of those decided)", ".0%"),
             "held-out Î(Z;V)": ("test/mi", "estimate (nats)", "")}
 
+_SURENESS = {m.key for m in METRICS if m.sureness}
+
 def _intervals_page(dash: CompareDashboard) -> widgets.Widget:
     "Accuracy and another figure as forests."
     other = widgets.Dropdown(options=list(_FORESTS), description="Beside accuracy")
-    accuracy, second = dash.plot(), dash.plot()
+    accuracy, second, caution = dash.plot(), dash.plot(), widgets.HTML()
 
     def update():
         chosen, colours = dash.chosen, group_colours(dash.runs, dash.names)
@@ -263,17 +264,18 @@ def _intervals_page(dash: CompareDashboard) -> widgets.Widget:
         second.figure = forest(forest_rows(chosen, metric, dash.names, colours),
                                other.value[:1].upper() + other.value[1:], unit,
                                digits, reason=f"None of the chosen runs recorded {metric}.")
+        doubtful = [g.name for g in group_runs(chosen)[0] if metric in _SURENESS and hardly_answers(g.runs)]
+        caution.value = remark(f"{', '.join(doubtful)}: {CAUTION}") if doubtful else ""
     _watch(update, other)
     dash.views["Intervals"] = update
     update()
-    note = widgets.HTML("<div class='cotmi-soft cotmi-small'>Filled: the mean of a group, with Student's 95 % "
-                        "interval over "
-                        "seeds. Open: one run, with its interval over test examples.</div>")
+    note = widgets.HTML(remark("Filled: the mean of a group, with Student's 95 % interval over seeds. Open: one run, "
+                               "with its interval over test examples."))
     box = widgets.Box([card(accuracy), card(second)])
     box.add_class("cotmi-grid")
-    return stack(card(bar(other), note), box)
+    return stack(card(bar(other), note, caution), box)
 
-# %% ../nbs/09b_comparison.ipynb #8a459730
+# %% ../nbs/09b_comparison.ipynb #13107db4
 def _information_page(dash: CompareDashboard) -> widgets.Widget:
     "Held-out information against accuracy."
     plot, note = dash.plot(), widgets.HTML()
@@ -293,12 +295,12 @@ def _information_page(dash: CompareDashboard) -> widgets.Widget:
             r = float(np.corrcoef(table["mi"].rank(), table["accuracy"].rank())[0, 1])
             text = (f"Spearman's rank correlation over {len(rows)} runs: {r:.2f}. Runs are few and differ in more than "
                     "one thing, so this describes them and proves nothing.")
-        note.value = f'<div class="cotmi-soft cotmi-small">{esc(text)}</div>'
+        note.value = remark(text)
     dash.views["Information"] = update
     update()
     return stack(card(plot, note))
 
-# %% ../nbs/09b_comparison.ipynb #16befb7b
+# %% ../nbs/09b_comparison.ipynb #0b96ef54
 _PAIR_COLUMNS = (("id", "Example", "text", "92px"), ("input", "Input", "text", ""),
                  ("gold_label", "Gold", "text", "90px"),
                  ("predicted_label_a", "First", "text", "90px"), ("correct_a", "Right", "mark", "56px"),
@@ -346,11 +348,10 @@ class _ExamplesPage:
             self.said.value = '<div class="cotmi-note">These two runs share no test example with the same text.</div>'
             return self.show()
         test = mcnemar_exact(judged["correct_a"].astype(bool), judged["correct_b"].astype(bool))
-        self.said.value = (f"<div class='cotmi-soft cotmi-small'>{len(judged):,} examples in common: only the first "
-                           "is right on "
-                           f"{test.only_a:,}, only the second on {test.only_b:,}. McNemar's exact test of these two "
-                           "runs: "
-                           f"p = {test.p_value:.3g}. It says nothing about other seeds.</div>")
+        self.said.value = remark(
+            f"{len(judged):,} examples in common: only the first is right on {test.only_a:,}, only the second on "
+            f"{test.only_b:,}. McNemar's exact test of these two runs: p = {test.p_value:.3g}. It says nothing about "
+            "other seeds.")
         self.show()
 
 # %% ../nbs/09b_comparison.ipynb #17bb3507

@@ -7,7 +7,7 @@ __all__ = ['MOST_PAIRS', 'examples_of', 'run_story', 'header_html', 'TrainingVie
            'InformationView', 'bound_names', 'PairsView', 'filter_examples', 'searchable', 'RationalesView',
            'example_html', 'CalibrationView', 'DataView', 'SetupView', 'newest_run', 'RunDashboard']
 
-# %% ../nbs/09a_dashboard.ipynb #e2d751e5
+# %% ../nbs/09a_dashboard.ipynb #dd3703d8
 import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .compare import PUBLISHED
+from .compare import CAUTION, PUBLISHED, hardly_answers
 from .core import CotmiError, EstimationError, Interval, RunError
 from .figures import (accuracy_curve, confidence_histogram, forest, heat_map, label_bars, loss_curves, mi_curve,
                            pair_map, reliability_diagram, risk_coverage_curve, row_bars, series)
@@ -27,7 +27,7 @@ from .projection import PROJECTIONS, cross_correlation, fit_plane, neighbours
 from .runs import Run, list_runs
 from .teacher import PROBLEMS
 from .widgets import (LOOKS, Pages, Plot, Table, bar, board, card, chip, empty, esc, grid, key_values,
-                           marked_difference, plain_table, set_theme, side, stack)
+                           marked_difference, plain_table, remark, set_theme, side, stack)
 
 # %% ../nbs/09a_dashboard.ipynb #595d4826
 _TEXTS = ("id", "input", "gold_label", "teacher_label", "predicted_label", "rationale", "generated_rationale")
@@ -242,7 +242,7 @@ def diagnostics_text(
                 if isinstance(diagnostics.get(key), (int, float)) and not isinstance(diagnostics[key], bool)]
     return notes, "; ".join(measured)
 
-# %% ../nbs/09a_dashboard.ipynb #aa9c5bae
+# %% ../nbs/09a_dashboard.ipynb #4ca6fede
 def _estimate_row(e: Mapping[str, Any], hollow: bool) -> dict | None:
     "A row of the forest for one estimate; None for what is none."
     try:
@@ -261,7 +261,7 @@ def _diagnostics_html(rows: list[dict]) -> str:
         notes, measured = row["said"]
         listed = "".join(f"<li>{esc(n)}</li>" for n in notes) or "<li>Nothing noted against it.</li>"
         made.append(f"<h3>{esc(row['label'])}</h3><ul>{listed}</ul>"
-                    + (f"<div class='cotmi-soft cotmi-small'>{esc(measured)}</div>" if measured else ""))
+                    + (remark(measured) if measured else ""))
     return "".join(made) or '<div class="cotmi-empty">Nothing has been estimated.</div>'
 
 class InformationView(_View):
@@ -280,10 +280,9 @@ class InformationView(_View):
         self._stop, self._thread = threading.Event(), None
         self.start.on_click(lambda _: self.estimate())
         self.cancel.on_click(lambda _: self._stop.set())
-        head = widgets.HTML("<h3>Estimate anew</h3><div class='cotmi-soft cotmi-small'>A critic is trained on part of "
-                            "the "
-                            "saved features and judged on the rest. The result stays in this dashboard; "
-                            "the run folder is not changed.</div>")
+        head = widgets.HTML("<h3>Estimate anew</h3>" + remark(
+            "A critic is trained on part of the saved features and judged on the rest. The result stays in this "
+            "dashboard; the run folder is not changed."))
         again = card(head, bar(self.bound, self.critic, self.start, self.cancel, self.progress), self.said)
         self.view = side(stack(card(self.forest), again, card(self.curve)), card(self.words))
 
@@ -412,7 +411,7 @@ class PairsView(_View):
 
     def chose(self, identity): self.read_pair(identity)
 
-# %% ../nbs/09a_dashboard.ipynb #259b7142
+# %% ../nbs/09a_dashboard.ipynb #e0d438c8
 @patch
 def _draw_heat(self: PairsView):
     f = self.run.features
@@ -433,21 +432,19 @@ def _draw_map(self: PairsView):
     if self._projected[1] is None:
         from cotmi.figures import empty_figure
 
-        self.map.figure = empty_figure("Z and V", "This run saved no features (features.safetensors), so there is "
-                                                  "nothing "
-                                       "to project.", 500)
+        self.map.figure = empty_figure(
+            "Z and V", "This run saved no features (features.safetensors), so there is nothing to project.", 500)
         self.note.value = ""
         return
     z, v = self._projected[1]
     self.map.figure = pair_map(z[kept], v[kept], self.points.iloc[kept].reset_index(drop=True), self.colour.value,
                                self.lines.value, self.dash.chosen, f"{self.method.value} direction")
     part = f" {len(kept):,} of {len(z):,} pairs are drawn." if len(kept) < len(z) else ""
-    self.note.value = f'<div class="cotmi-soft cotmi-small">{_METHOD_NOTES[self.method.value]}{part}</div>'
+    self.note.value = remark(_METHOD_NOTES[self.method.value] + part)
 
 _METHOD_NOTES = {
     "canonical": "Canonical: the two directions in which Z and V agree most. Short lines are what it seeks, so they "
-                 "prove "
-                 "nothing by themselves; a long line is an example on which the two tasks part.",
+                 "prove nothing by themselves; a long line is an example on which the two tasks part.",
     "principal": "Principal: the directions of largest spread, blind to the pairing. Short lines are a finding here."}
 
 @patch
@@ -456,7 +453,7 @@ def _clicked(self: PairsView, message: dict):
     if isinstance(custom, list) and custom:
         self.dash.show_example(str(custom[0]))
 
-# %% ../nbs/09a_dashboard.ipynb #f19eed2a
+# %% ../nbs/09a_dashboard.ipynb #313cf18d
 @patch
 def read_pair(self: PairsView, identity: str | None):
     "Show an example beside the map, with its neighbours in Z and in V."
@@ -477,8 +474,7 @@ def read_pair(self: PairsView, identity: str | None):
     self.reading.value = (f"<h3>Example {esc(identity)}</h3><div class='cotmi-text'>{esc(row['input'])}</div>"
                           + key_values({"gold": row["gold_label"], "teacher": row["teacher_label"],
                                         "student": row["predicted_label"], "confidence": _number(row["confidence"])})
-                          + tables + f"<p class='cotmi-soft cotmi-small'>{shared} of the five are the same in "
-                                     "both.</p>")
+                          + tables + remark(f"{shared} of the five are the same in both."))
 
 def _number(value: Any, digits: str = ".3f") -> str:
     return format(value, digits) if isinstance(value, (int, float)) and np.isfinite(value) else "–"
@@ -557,7 +553,7 @@ class RationalesView(_View):
         self.search.value, self.confidence.value = "", (0, 1)
         self.wrong.value = self.unfaithful.value = self.teacher_wrong.value = False
 
-# %% ../nbs/09a_dashboard.ipynb #2866ffa8
+# %% ../nbs/09a_dashboard.ipynb #30f3dd9d
 _VERDICTS = {True: ("ok", "faithful", "The rationale leads to the label that the student gave."),
              False: ("bad", "unfaithful", "The rationale does not lead to the label that the student gave."),
              None: ("", "not judged", "Whether the rationale leads to the label could not be decided.")}
@@ -579,7 +575,7 @@ def example_html(
                           "student": row["predicted_label"], "confidence": _number(row["confidence"])})
             + f"<h3>Teacher's rationale</h3><div class='cotmi-text teacher'>{teacher or '–'}</div>"
               f"<h3>Student's rationale</h3><div class='cotmi-text student'>{student or '–'}</div>"
-              f"<div class='cotmi-soft cotmi-small'>{esc(meaning)}{' ' + esc(line) if line else ''}</div>")
+            + remark(" ".join(filter(None, (meaning, line)))))
 
 @patch
 def read_example(self: RationalesView, identity: str | None):
@@ -597,7 +593,7 @@ def read_example(self: RationalesView, identity: str | None):
                                       row["predicted_label"])
         self.bars.layout.display = None
 
-# %% ../nbs/09a_dashboard.ipynb #62e3fdc1
+# %% ../nbs/09a_dashboard.ipynb #b5e8f0dc
 class CalibrationView(_View):
     "Reliability, confidence, risk and coverage."
     def build(self):
@@ -628,8 +624,10 @@ def _calibration_table(run: Run) -> str:
     "The calibration figures of metrics.json."
     found = [(name, remark, run.interval(f"test/{key}")) for key, name, remark in _CALIBRATION]
     rows = [[name, remark, f"{v.value:.3f}", _ends(v, ".3f")] for name, remark, v in found if v]
-    return plain_table(["figure", "", "value", "95 % interval"], rows) if rows else \
-        '<div class="cotmi-empty">metrics.json holds no calibration figures.</div>'
+    if not rows:
+        return '<div class="cotmi-empty">metrics.json holds no calibration figures.</div>'
+    doubt = remark(CAUTION) if hardly_answers([run]) else ""
+    return plain_table(["figure", "", "value", "95 % interval"], rows) + doubt
 
 # %% ../nbs/09a_dashboard.ipynb #82371bb8
 class DataView(_View):

@@ -204,13 +204,15 @@ class _Basis:
         # a squared sample correlation is too large by about (1 - rho^2) / n
         self.correlations = (rho**2 - (1 - rho**2) / len(z)).clamp(min=0).sqrt()
 
-# %% ../nbs/04a_mi.ipynb #9cd6630f
+# %% ../nbs/04a_mi.ipynb #a45a5d2a
 class _Started(nn.Module):
     "A critic on canonical variates that adds to the log-density ratio of Gaussian pairs."
     def __init__(self, critic: nn.Module | None, correlations: Tensor, constant: float = 0.0):
         super().__init__()
-        self.critic, self.constant = critic, constant
-        self.register_buffer("rho", correlations.clone())
+        precision = 1 / (1 - correlations**2)
+        self.critic, self.constant = critic, constant + 0.5 * float(precision.log().sum())
+        self.register_buffer("cross", correlations * precision)
+        self.register_buffer("own", correlations**2 * precision / 2)
         if isinstance(critic, SeparableCritic): # silent at first, with one side left random to learn from
             for weight in (*critic.z_tower[-1].parameters(), critic.z_line.weight):
                 nn.init.zeros_(weight)
@@ -221,11 +223,9 @@ class _Started(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, z: Tensor, v: Tensor) -> Tensor:
-        rho, precision = self.rho, 1 / (1 - self.rho**2)
-        a, b = z[..., : len(rho)], v[..., : len(rho)]
-        own = rho**2 * precision / 2
-        ratio = a * (rho * precision) @ b.mT - (a**2 @ own)[..., :, None] - (b**2 @ own)[..., None, :]
-        ratio = ratio + 0.5 * precision.log().sum() + self.constant
+        a, b = z[..., : len(self.own)], v[..., : len(self.own)]
+        z_own, v_own = self.constant - a**2 @ self.own, b**2 @ self.own
+        ratio = a * self.cross @ b.mT + z_own[..., :, None] - v_own[..., None, :]
         return ratio if self.critic is None else ratio + self.critic(z, v)
 
 # %% ../nbs/04a_mi.ipynb #afd6ea6b
@@ -244,7 +244,7 @@ def critic_loss(
     "The training loss of a bound."
     return dv_loss(scores, average) if bound.name == "dv" else (bound.loss(scores), average)
 
-# %% ../nbs/04a_mi.ipynb #1315142a
+# %% ../nbs/04a_mi.ipynb #8b13400b
 def fit_critic(
     critic: nn.Module, # Maps z [..., B, Dz] and v [..., B, Dv] to scores; trained in place
     bound: str, # A key of `BOUNDS`
@@ -306,9 +306,8 @@ def shuffled_batches(
     generator, size = torch.Generator().manual_seed(seed), min(size, len(z))
     while True:
         order = torch.randperm(len(z), generator=generator)
-        for start in range(0, len(z) - size + 1, size):
-            chosen = order[start:start + size]
-            yield z[chosen], v[chosen]
+        whole = order[:len(z) // size * size] # an incomplete last batch is left out
+        yield from zip(z[whole].split(size), v[whole].split(size), strict=True)
 
 # %% ../nbs/04a_mi.ipynb #ed32fbc7
 @torch.no_grad()

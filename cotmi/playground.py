@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ask', 'features_of', 'StudentPlayground']
 
-# %% ../nbs/09d_playground.ipynb #7ddbfd3f
+# %% ../nbs/09d_playground.ipynb #2c211872
 import threading
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,7 +22,8 @@ from .dashboard import examples_of
 from .figures import PALETTE, empty_figure, label_bars, pair_map
 from .projection import fit_plane
 from .runs import Run
-from .widgets import LOOKS, Plot, bar, board, card, chip, esc, key_values, marked_difference, set_theme
+from .widgets import (LOOKS, Plot, bar, board, card, chip, esc, key_values, marked_difference, remark,
+                           set_theme)
 
 # %% ../nbs/09d_playground.ipynb #598847d2
 def _rows(inputs: Sequence[str], choices: Sequence[Sequence[str]], answers: pd.DataFrame | None = None):
@@ -228,7 +229,7 @@ def _show_bars(self: StudentPlayground, plot: Plot, row: pd.Series, gold: str | 
     else:
         plot.layout.display = "none"
 
-# %% ../nbs/09d_playground.ipynb #ddd0b7bd
+# %% ../nbs/09d_playground.ipynb #dde2481e
 @patch
 def _show_map(self: StudentPlayground, answers: pd.DataFrame):
     "Where Z and V of the answered inputs fall among those of the test examples."
@@ -256,7 +257,5 @@ def _show_map(self: StudentPlayground, answers: pd.DataFrame):
                                        line=dict(width=1.5, color="white")),
                            hovertemplate=f"{name}<extra></extra>")
     self.map.figure = figure
-    self.note.value = ("<div class='cotmi-soft cotmi-small'>Small: test examples, with gold label and teacher's "
-                       "rationale as "
-                       "targets. Large: the answered inputs, with the student's own label and rationale as "
-                       "targets.</div>")
+    self.note.value = remark("Small: test examples, with gold label and teacher's rationale as targets. Large: the "
+                             "answered inputs, with the student's own label and rationale as targets.")

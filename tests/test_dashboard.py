@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import threading
 import time
@@ -251,6 +252,18 @@ def test_comparison(tmp_path):
     assert "0 of 8 runs" in dash.said.value
     assert "None of the chosen runs" in page.said.value
     dash.reread()
+
+
+def test_calibration_of_a_student_that_knows_nothing_carries_a_caution(tmp_path):
+    made.make_run(tmp_path, method="dss", examples=60)
+    mute = made.make_run(tmp_path, method="finetune", examples=60, accuracy=0.0)
+    comparison = open_all(CompareDashboard(tmp_path))
+    assert "rarely sure" in words(comparison) # the forests show ECE first
+    assert "rarely sure" in words(open_all(RunDashboard(mute)))
+    shutil.rmtree(mute)
+    comparison.reread()
+    assert "rarely sure" not in words(comparison)
+    assert "rarely sure" not in words(open_all(RunDashboard(next((tmp_path / "demo").iterdir()))))
 
 
 def test_runs_that_share_no_example_are_told_apart(tmp_path):
