@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 
 from benchmarks.machine import describe
 from benchmarks.sides import Ours
@@ -38,6 +39,20 @@ def trained_student(shape: str, rows: list[dict], lengths: np.ndarray, steps: in
         loss = side.step(chosen)
         schedule.step()
     print(f"trained {steps} steps, loss {loss:.3f}", flush=True)
+    return model
+
+
+def kept_student(folder: str | None, shape: str, rows: list[dict], lengths: np.ndarray, steps: int):
+    "The student of a folder if there is one, else a new one, which is kept there."
+    weights = Path(folder) / "model.safetensors" if folder else None
+    if weights is None or not weights.exists():
+        model = trained_student(shape, rows, lengths, steps)
+        if weights:
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            save_model(model, str(weights))
+        return model.eval()
+    model = make_student(shape, dropout=0.0)
+    load_model(model, str(weights))
     return model.eval()
 
 
@@ -99,11 +114,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="22.7M")
     parser.add_argument("--train-steps", type=int, default=150)
+    parser.add_argument("--student", help="folder that keeps the trained student for another measurement")
     parser.add_argument("--examples", type=int, default=None, help="test examples; all if not given")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     rows, lengths, test, tokenizer, source = test_tokens("cqa", options.examples)
-    model = trained_student(options.shape, rows, lengths, options.train_steps)
+    model = kept_student(options.student, options.shape, rows, lengths, options.train_steps)
     found = measure(Student(model, tokenizer, options.shape), test, options.repeats)
     command = " ".join(["python -m benchmarks.evaluate", *sys.argv[1:]])
     report = {"machine": describe(), "command": command, "shape": options.shape, "data": source, **found}
