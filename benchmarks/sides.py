@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from cotmi.batch import LengthGroupedBatches, TwoTaskCollator
 from cotmi.fused import vocabulary_pass
-from cotmi.student import output_head, two_task_forward
+from cotmi.student import output_head, task_forward, two_task_forward
 
 ALPHA, BETA, CLIP = 0.5, 0.1, 1.0
 
 
 class Side:
     "A student, its optimiser and its order of batches; `step` takes one optimiser step."
-    name = ""
+    option, name = "", "" # on the command line, in tables
 
     def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, tokens: list[dict], lengths: np.ndarray,
                  batch_size: int, seed: int = 0):
@@ -46,7 +46,7 @@ class Authors(Side):
     """The authors' step (Chen et al. 2024) on today's transformers: batches at random, padded to the longest; a forward
     pass a task with full logits and its cross-entropy; softmax of both, maximum over all positions, cross-entropy of
     the probabilities taken as logits. What their Trainer does around it is left out, on both sides."""
-    name = "authors' formula"
+    option, name = "authors", "authors' formula"
 
     def batches(self) -> Iterator[list[int]]:
         random = np.random.default_rng(self.seed)
@@ -65,8 +65,9 @@ class Authors(Side):
 
 class Ours(Side):
     "This package: length-grouped batches and the fused vocabulary pass."
-    name = "cotmi"
+    option, name = "cotmi", "cotmi"
     objective = "paper-masked"
+    forward = staticmethod(two_task_forward)
 
     def batches(self) -> Iterator[list[int]]:
         sampler = LengthGroupedBatches(self.lengths, self.batch_size, self.seed)
@@ -77,7 +78,7 @@ class Ours(Side):
             epoch += 1
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        predict, explain = two_task_forward(self.model, batch, padded=self.objective == "paper-code")
+        predict, explain = self.forward(self.model, batch, padded=self.objective == "paper-code")
         terms = vocabulary_pass("fused", predict.hidden, predict.labels, explain.hidden, explain.labels,
                                 *output_head(self.model), objective=self.objective,
                                 weights=(ALPHA, 1 - ALPHA, BETA))
@@ -86,8 +87,24 @@ class Ours(Side):
 
 class OursPaperCode(Ours):
     "The same with the published code's objective, which pools over padded positions."
-    name = "cotmi, paper-code"
+    option, name = "cotmi-paper-code", "cotmi, paper-code"
     objective = "paper-code"
 
 
-SIDES = {"authors": Authors, "cotmi": Ours, "cotmi-paper-code": OursPaperCode}
+class OursCompiled(Ours):
+    "The same with the forward passes compiled, as `torch_compile: true` of a run has it."
+    option, name = "cotmi-compiled", "cotmi, torch.compile"
+    forward = staticmethod(torch.compile(two_task_forward, dynamic=True))
+
+
+class OursPlainRoute(Ours):
+    "The same with transformers' own forward passes: what a compiled student is to be held against."
+    option, name = "cotmi-plain-route", "cotmi, transformers' forward"
+
+    @staticmethod
+    def forward(model, batch, padded):
+        "Both tasks, each by the model's own forward."
+        return task_forward(model, batch, "predict"), task_forward(model, batch, "explain")
+
+
+SIDES = {side.option: side for side in (Authors, Ours, OursPaperCode, OursCompiled, OursPlainRoute)}

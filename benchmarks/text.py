@@ -1,5 +1,6 @@
 "Tokenised examples of real lengths: the teacher data where there is a data root, else generated text."
 import os
+import sys
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars
@@ -39,6 +40,7 @@ def split_rows(dataset: str, splits: tuple[str, ...] = ("train",)) -> tuple[list
             return [found[split] for split in splits], dataset
         except DataError:
             pass # the data root has other datasets only
+    print(f"no data root with {dataset}: generated text of CQA's lengths instead", file=sys.stderr)
     sizes = {"train": 6_000, "test": 1_200}
     return [generated_rows(sizes[split], seed) for seed, split in enumerate(splits)], "generated"
 

@@ -35,7 +35,7 @@ def _set(default: Any, help: str):
     made = {"default_factory": default} if callable(default) else {"default": default}
     return field(**made, metadata={"help": help})
 
-# %% ../nbs/06_config.ipynb #61b06345
+# %% ../nbs/06_config.ipynb #9993ff5d
 @dataclass
 class RunConfig:
     "All that a run depends on."
@@ -92,7 +92,7 @@ class RunConfig:
     vocabulary_pass: Literal["fused", "plain"] = _set("fused", "How the losses go through the vocabulary (our choice).")
     bf16: bool = _set(False, "Mixed precision with bfloat16.")
     gradient_checkpointing: bool = _set(False, "Recompute activations to save memory.")
-    torch_compile: bool = _set(False, "Compile the student.")
+    torch_compile: bool = _set(False, "Compile the student; on a CPU slower than not (see `cotmi.lean`).")
     seed: int = _set(0, "Seed of weights, order and dropout.")
     report_to: str = _set("none", "Trackers of the Trainer besides history.jsonl, e.g. tensorboard, wandb.")
     # Evaluation
