@@ -1,5 +1,5 @@
 # The one-command doors of the workbench. Each makes .venv with the tested packages first if it is missing or out of date.
-.PHONY: help install demo lab test docs readme bench constraints clean
+.PHONY: help install demo lab test docs readme bench clean
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
@@ -25,8 +25,8 @@ help:
 install:
 	@if [ -f "$(STAMP)" ] && [ "$$(cat "$(STAMP)")" = "$(WANTED)" ] && "$(BIN)/python" -c "" 2>/dev/null; then exit 0; fi; \
 	set -e; \
-	"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
-	    { echo "$(PYTHON) is older than Python 3.10 (or missing); name another: make PYTHON=python3.12 …" >&2; exit 1; }; \
+	"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	    { echo "$(PYTHON) is older than Python 3.11 (or missing); name another: make PYTHON=python3.12 …" >&2; exit 1; }; \
 	if ! "$(BIN)/python" -m pip --version >/dev/null 2>&1 || ! grep -qF "$(VENV)" "$(BIN)/activate"; then \
 	    echo "Making .venv"; rm -rf "$(VENV)"; \
 	    "$(PYTHON)" -m venv "$(VENV)" >/dev/null 2>&1 || { \

@@ -6,7 +6,7 @@
 __all__ = ['JUDGE_SYSTEM', 'STATUSES', 'judge_request', 'request_key', 'Verdict', 'parse_verdict', 'VerdictCache', 'JudgeError',
            'Judge', 'JudgeReport', 'judge_rationales', 'judge_run']
 
-# %% ../nbs/07c_judge.ipynb #c007bac0
+# %% ../nbs/07c_judge.ipynb #79514160
 import hashlib
 import json
 import os
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -215,7 +215,7 @@ class _Ledger:
             if fault:
                 self.faults[fault] += 1
 
-# %% ../nbs/07c_judge.ipynb #b4e1ca1a
+# %% ../nbs/07c_judge.ipynb #f72c331a
 def _retry_after(header: str | None) -> float:
     "Seconds of a Retry-After header, in either of its forms; 0 when there is none that can be read."
     if not header:
@@ -225,7 +225,7 @@ def _retry_after(header: str | None) -> float:
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(timezone.utc)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return 0.0
 

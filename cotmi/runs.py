@@ -6,7 +6,7 @@
 __all__ = ['STATUSES', 'RUN_FILES', 'PREDICTION_COLUMNS', 'Run', 'list_runs', 'runs_table', 'environment_record', 'run_folder',
            'start_run', 'execute', 'open_run', 'evaluate_run', 'results_table', 'side_by_side']
 
-# %% ../nbs/08_runs.ipynb #ffa8ba46
+# %% ../nbs/08_runs.ipynb #d7e61c22
 import json
 import os
 import platform
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -350,7 +350,7 @@ def _git(*arguments: str) -> str | None:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-# %% ../nbs/08_runs.ipynb #bd5a2a2a
+# %% ../nbs/08_runs.ipynb #224464cd
 def environment_record() -> dict: # Versions, platform, device, git commit, command, start
     "What this process runs on, as `environment.json` keeps it."
     import torch # slow to import, and whoever starts a run has it in use
@@ -361,7 +361,7 @@ def environment_record() -> dict: # Versions, platform, device, git commit, comm
     changes = _git("status", "--porcelain", "--untracked-files=no") if tracked else None
     return {
         "command": os.environ.get("COTMI_COMMAND") or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": {"commit": _git("rev-parse", "HEAD"), "changed": bool(changes)} if tracked else None,
         "python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine(),
         "device": "cuda" if cuda else "mps" if mps else "cpu",
@@ -471,7 +471,7 @@ def _write_report(run: Run, report: DataReport):
                            "Put the data back to resume it, or begin anew with --force (force=True in a notebook).")
     write_json(path, report.to_dict())
 
-# %% ../nbs/08_runs.ipynb #f74c127b
+# %% ../nbs/08_runs.ipynb #c9436da8
 @patch
 def _end(self: Run, metrics: dict):
     "Write metrics.json and let the lock go."
@@ -490,7 +490,7 @@ def finish(self: Run,
     stopped: bool = False, # Somebody stopped the training early: the run stays open to be resumed
 ) -> Run: # The same run, now complete (or stopped)
     "End the run with its metrics; a complete one then takes the place of the run that it replaces."
-    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
     self._end({**metrics, "ended": ended, "status": "stopped" if stopped else "complete"})
     if not stopped:
         shutil.rmtree(_aside(self.path), ignore_errors=True)

@@ -15,12 +15,8 @@ import re
 import shutil
 import sys
 import time
+import tomllib
 from pathlib import Path
-
-try:
-    import tomllib
-except ModuleNotFoundError: # Python 3.10
-    import tomli as tomllib
 
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
