@@ -132,9 +132,10 @@ def measure(shape: str, dataset: str, batch: int, names: list[str], rows: int | 
              "mean_tokens": dict(zip(COLUMNS, lengths.mean(0).round(1).tolist(), strict=True)),
              "real_in_random_batches": dict(zip(COLUMNS, real, strict=True)),
              "matmul_gflops": matmul_gflops(SHAPES[shape]["d_model"], WORDS)}
-    found["sides"] = time_steps(names, shape, plain, batch, steps, seconds, warm_up)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder: # in other processes, so that all memory is free again for the next
         write_text(file := Path(folder) / "rows.json", to_json(plain, None))
+        found["sides"] = in_fresh_process("--speed-of", str(file), shape, *map(str, (batch, steps, seconds, warm_up)),
+                                          *names)
         for name in names:
             found["sides"][name] |= in_fresh_process("--peak-of", name, shape, str(batch), str(file))
     ours, base = found["sides"]["cotmi"], found["sides"][names[0]]
@@ -208,10 +209,16 @@ def main():
     parser.add_argument("--seconds", type=float, default=60, help="stop timing a setting after this long")
     parser.add_argument("--no-growth", action="store_true", help="leave out the growth of the vocabulary pass")
     parser.add_argument("--name", default=None, help="name of the result files")
+    parser.add_argument("--speed-of", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--peak-of", nargs=4, metavar=("SIDE", "SHAPE", "BATCH", "FILE"), help=argparse.SUPPRESS)
     parser.add_argument("--pass", dest="one_pass", nargs=4, metavar=("NAME", "WORDS", "LENGTH", "BATCH"),
                         help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.speed_of:
+        file, shape, batch, steps, seconds, warm_up, *names = options.speed_of
+        print(json.dumps(time_steps(names, shape, read_json(file), int(batch), int(steps), float(seconds),
+                                    int(warm_up))))
+        return
     if options.peak_of:
         name, shape, batch, file = options.peak_of
         print(json.dumps({"peak_mb": peak_of(name, shape, read_json(file), int(batch))}))
