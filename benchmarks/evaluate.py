@@ -25,8 +25,8 @@ from benchmarks.sides import Ours
 from benchmarks.students import SHAPES, make_student
 from benchmarks.text import test_tokens
 from cotmi.core import write_json, write_text
-from cotmi.evaluate import generate_ids
-from cotmi.student import Student
+from cotmi.students.generation import generate_ids
+from cotmi.students.student import Student
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = {"label": "predict_input_ids", "rationale": "explain_input_ids"}

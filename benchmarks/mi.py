@@ -26,19 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cotmi.bounds import BOUNDS, GaussianConditional, make_critic
 from cotmi.core import read_json, to_json, write_text
-from cotmi.mi import (
-    _Side,
-    estimate_mi,
-    fit_critic,
-    gaussian_club,
-    gaussian_correlation,
-    gaussian_pairs,
-    read_bound,
-    score,
-    signed_pairs,
-)
+from cotmi.information.bounds import BOUNDS
+from cotmi.information.critic_fit import fit_critic, read_bound, score
+from cotmi.information.critics import GaussianConditional, make_critic
+from cotmi.information.estimate import estimate_mi
+from cotmi.information.known_truths import gaussian_club, gaussian_correlation, gaussian_pairs, signed_pairs
+from cotmi.information.preparation import _Side
 
 TABLE = Path(__file__).parents[1] / "nbs" / "tutorials" / "mi_estimators.json"
 NATS, WIDTHS = (0, 1, 2, 5, 8), (10, 20)

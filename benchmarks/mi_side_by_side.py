@@ -27,19 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
-from cotmi.bounds import GaussianConditional, get_bound, make_critic
 from cotmi.core import read_json, to_json, write_text
-from cotmi.mi import (
-    _Basis,
-    _make,
-    _Options,
-    _Side,
-    fit_critic,
-    gaussian_pairs,
-    read_bound,
-    score,
-    shuffled_batches,
-)
+from cotmi.information.bounds import get_bound
+from cotmi.information.critic_fit import fit_critic, read_bound, score, shuffled_batches
+from cotmi.information.critics import GaussianConditional, make_critic
+from cotmi.information.estimate import _make, _Options
+from cotmi.information.known_truths import gaussian_pairs
+from cotmi.information.preparation import _Basis, _Side
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE / ".venv-torch-mist"

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cotmi.batch import LengthGroupedBatches, TwoTaskCollator
-from cotmi.fused import vocabulary_pass
-from cotmi.student import output_head, task_forward, two_task_forward
+from cotmi.students.batches import LengthGroupedBatches, TwoTaskCollator
+from cotmi.students.encoder_decoder import output_head, task_forward, two_task_forward
+from cotmi.training.fused_linear_loss import vocabulary_pass
 
 ALPHA, BETA, CLIP = 0.5, 0.1, 1.0
 

@@ -24,7 +24,7 @@ from benchmarks.sides import SIDES, Side
 from benchmarks.students import SHAPES, WORDS, make_optimiser, make_student, useful_flops
 from benchmarks.text import tokenised
 from cotmi.core import read_json, to_json, write_json, write_text
-from cotmi.fused import vocabulary_pass
+from cotmi.training.fused_linear_loss import vocabulary_pass
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("predict_input_ids", "label_ids", "explain_input_ids", "rationale_ids")

@@ -6,10 +6,11 @@ import numpy as np
 from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerFast
 
-from cotmi.batch import example_lengths, tokenize_examples
 from cotmi.core import DataError, load_settings
-from cotmi.data import load_data
-from cotmi.student import train_tokenizer
+from cotmi.data.loading import load_data
+from cotmi.students.batches import example_lengths
+from cotmi.students.builtin import train_tokenizer
+from cotmi.students.tasks import tokenize_examples
 
 # A tokenizer trained on so narrow a text turns nearly every word into one token where it may have 32,128 entries; with
 # 4,000 it splits words about as often as one trained on the web at large. The students keep 32,128 words either way.

@@ -1,8 +1,6 @@
 "A workbench for chain-of-thought distillation seen through mutual information."
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -13,32 +11,26 @@ __all__ = ["CompareDashboard", "Run", "RunConfig", "RunDashboard", "compare_runs
 # Name to module: a name is loaded when it is first used, since torch and transformers take seconds to import and
 # `cotmi --help` needs neither.
 _HOMES = {
-    "CompareDashboard": "cotmi.comparison", "Run": "cotmi.runs", "RunConfig": "cotmi.config",
-    "RunDashboard": "cotmi.dashboard", "compare_runs": "cotmi.compare", "correlation": "cotmi.correlation",
-    "estimate_mi": "cotmi.mi", "evaluate": "cotmi.evaluate", "list_runs": "cotmi.runs", "load_data": "cotmi.data",
-    "load_student": "cotmi.student", "train": "cotmi.train",
+    "CompareDashboard": "cotmi.dashboards.compare_dashboard", "Run": "cotmi.runs.run_folder",
+    "RunConfig": "cotmi.training.run_config", "RunDashboard": "cotmi.dashboards.run_dashboard",
+    "compare_runs": "cotmi.runs.comparison", "correlation": "cotmi.information.correlations",
+    "estimate_mi": "cotmi.information.estimate", "evaluate": "cotmi.evaluation.evaluator",
+    "list_runs": "cotmi.runs.run_folder", "load_data": "cotmi.data.loading",
+    "load_student": "cotmi.students.loading", "train": "cotmi.training.trainer",
 }
 
 if TYPE_CHECKING: # the same names, for editors
-    from cotmi.compare import compare_runs
-    from cotmi.comparison import CompareDashboard
-    from cotmi.config import RunConfig
-    from cotmi.correlation import correlation
-    from cotmi.dashboard import RunDashboard
-    from cotmi.data import load_data
-    from cotmi.evaluate import evaluate
-    from cotmi.mi import estimate_mi
-    from cotmi.runs import Run, list_runs
-    from cotmi.student import load_student
-    from cotmi.train import train
-
-
-class _Package(ModuleType):
-    "A few functions bear the name of their module; importing the module must not hide the function."
-
-    def __setattr__(self, name, value):
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+    from cotmi.dashboards.compare_dashboard import CompareDashboard
+    from cotmi.dashboards.run_dashboard import RunDashboard
+    from cotmi.data.loading import load_data
+    from cotmi.evaluation.evaluator import evaluate
+    from cotmi.information.correlations import correlation
+    from cotmi.information.estimate import estimate_mi
+    from cotmi.runs.comparison import compare_runs
+    from cotmi.runs.run_folder import Run, list_runs
+    from cotmi.students.loading import load_student
+    from cotmi.training.run_config import RunConfig
+    from cotmi.training.trainer import train
 
 
 def __getattr__(name):
@@ -51,6 +43,3 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package

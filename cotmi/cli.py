@@ -29,9 +29,11 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 import cotmi
-from .config import RunConfig, check_field, config_table, load_run_data
+from .training.run_config import RunConfig, check_field, config_table, load_run_data
 from .core import ConfigError, CotmiError, RunError, load_settings, nearest, read_json, write_json
-from .runs import Run, _stamp, evaluate_run, list_runs, results_table, run_folder, runs_table
+from .runs.run_folder import Run, _stamp, list_runs, run_folder, runs_table
+from .runs.execution import evaluate_run
+from .runs.results import results_table
 
 # %% ../nbs/10_cli.ipynb #173f8162
 def experiment_folders() -> list[Path]: # Nearest first
@@ -364,7 +366,7 @@ def compare_command(
                                               show_default=False)] = None,
 ):
     "Compare methods over datasets and seeds, the published figures beside ours with their source."
-    from cotmi.compare import compare_runs # statistics and figures that only this command needs
+    from cotmi.runs.comparison import compare_runs  # statistics and figures that only this command needs
 
     if markdown + latex + csv > 1:
         raise ConfigError("--markdown, --latex and --csv exclude each other.")
@@ -402,7 +404,7 @@ def judge_command(
                                                     show_default=False)] = None,
 ):
     "Have a language model score the rationales of a run from 1 to 5; what is scored already is not asked again."
-    from cotmi.judge import Judge, judge_run # an HTTP client that nothing else here needs
+    from cotmi.llm.judge import Judge, judge_run  # an HTTP client that nothing else here needs
 
     found = Run(run)
     if found.status == "running":
@@ -448,7 +450,7 @@ def _fetch(what: str | None, force: bool, url: str | None):
     "Download the published teacher data into the data root."
     if what != "dss":
         raise ConfigError(f"`cotmi data fetch` knows dss (got {what!r}). Write `cotmi data fetch dss`.")
-    from cotmi.fetch import fetch_dss # an HTTP client that nothing else here needs
+    from cotmi.data.fetch import fetch_dss  # an HTTP client that nothing else here needs
 
     typer.echo(fetch_dss(force=force, **({"url": url} if url else {})))
     typer.echo("Next: `cotmi data svamp` for the report of a dataset, `cotmi run svamp` to train on it.")

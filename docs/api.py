@@ -75,7 +75,8 @@ class Source:
 
     def __init__(self, path: Path, package: str = "cotmi"):
         self.path, self.package = path, package
-        self.name = f"{package}.{path.stem}"
+        place = path.with_suffix("").parts
+        self.name = ".".join(place[len(place) - 1 - place[::-1].index(package):])
         self.text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(self.text)
 
@@ -337,7 +338,7 @@ class Source:
 
 
 def top_names() -> dict[str, str]:
-    "The names at the top of the package and where they live: `cotmi.train` to `cotmi.train.train`."
+    "The names at the top of the package and where they live: `cotmi.train` to `cotmi.training.trainer.train`."
     package = Path(__file__).resolve().parents[1] / "cotmi"
     for node in ast.parse((package / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and _text(node.targets[0]) == "_HOMES":

@@ -68,13 +68,22 @@ def module_of(notebook) -> str | None:
             return name
     return None
 
+# each builds on those before it
+ROOMS = ("data", "students", "information", "training", "evaluation", "llm", "runs", "dashboards")
+
 def library() -> dict[str, Path]:
-    "Module name to notebook, in the order of the notebooks."
+    "Module name to notebook, in the order in which they build on each other: core, the rooms, the command line."
+    places = [NOTEBOOKS.glob("00_*.ipynb"), *((NOTEBOOKS / room).glob("[0-9]*.ipynb") for room in ROOMS),
+              NOTEBOOKS.glob("10_*.ipynb")]
     found = {}
-    for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
-        if (name := module_of(nbformat.read(path, 4))) and (ROOT / "cotmi" / f"{name}.py").exists():
+    for path in (p for place in places for p in sorted(place)):
+        if (name := module_of(nbformat.read(path, 4))) and module_file(name).exists():
             found[name] = path
     return found
+
+def module_file(name: str) -> Path:
+    "The exported file of a module."
+    return (ROOT / "cotmi").joinpath(*name.split(".")).with_suffix(".py")
 
 
 # -- running them ------------------------------------------------------------------------------------------------------
@@ -383,12 +392,12 @@ def write_source(target: Path, run: bool, jobs: int) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     modules = library()
-    sources = {name: Source(ROOT / "cotmi" / f"{name}.py") for name in modules}
+    sources = {name: Source(module_file(name)) for name in modules}
     tutorials = ordered(NOTEBOOKS / "tutorials", TUTORIALS)
     experiments = ordered(NOTEBOOKS / "experiments", EXPERIMENTS)
     guides = [p for p in (NOTEBOOKS / "paper_to_code.ipynb", NOTEBOOKS / "settings.ipynb") if p.exists()]
 
-    pages = {path: f"reference/{name}" for name, path in modules.items()}
+    pages = {path: f"reference/{name.replace('.', '/')}" for name, path in modules.items()}
     pages |= {p: f"tutorials/{p.stem}" for p in tutorials} | {p: f"experiments/{p.stem}" for p in experiments}
     pages |= {p: p.stem for p in guides}
     texts = {ROOT / "benchmarks" / "README.md": "benchmarks", ROOT / "CHANGELOG.md": "changelog",

@@ -84,7 +84,7 @@ def copy_plotly(app, error):
 
 
 def add_top_names(app, env):
-    "Let `cotmi.train` and the other names at the top of the package be linked to as well as `cotmi.train.train`."
+    "Let `cotmi.train` and the other names at the top of the package be linked to by both names."
     objects = env.get_domain("py").objects
     for name, full in top_names().items():
         if full in objects and name not in objects:

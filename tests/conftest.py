@@ -16,6 +16,6 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def demo_data():
     "A small demo data set."
-    from cotmi.data import load_data
+    from cotmi.data.loading import load_data
 
     return load_data("demo", demo_size=240, demo_steps=2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import helpers_browser as browser
 from PIL import Image
 
-from cotmi.runs import Run
+from cotmi.runs.run_folder import Run
 
 # Without Configuration, which shows the paths of the machine that the run was made on.
 TABS = ("Training", "Mutual information", "Z and V", "Rationales", "Calibration", "Data")
@@ -77,7 +77,8 @@ def shoot(code: str, tabs: tuple[str, ...], into: Path, prefix: str) -> None:
 def shoot_playground(run: Path, into: Path) -> None:
     "A screenshot of the playground after an example was edited and asked."
     with tempfile.TemporaryDirectory() as folder:
-        code = f"from cotmi.playground import StudentPlayground\nStudentPlayground({str(run)!r}, theme='light')"
+        code = "from cotmi.dashboards.playground import StudentPlayground\n"
+        code += f"StudentPlayground({str(run)!r}, theme='light')"
         notebook = browser.notebook(Path(folder) / "page.ipynb", code)
         with (browser.voila(notebook) as url, browser.chromium() as started,
               browser.new_page(started, 1280, 2400) as page):

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cotmi.arithmetic import MAX_CHARACTERS, MAX_MAGNITUDE, evaluate_equation, last_value, same_value, spaced_equation
+from cotmi.data.arithmetic import (
+    MAX_CHARACTERS,
+    MAX_MAGNITUDE,
+    evaluate_equation,
+    last_value,
+    same_value,
+    spaced_equation,
+)
 
 settings.register_profile("cotmi", max_examples=60, deadline=None, derandomize=True)  # CI is neither fast nor random
 settings.load_profile("cotmi")

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from cotmi.bounds import (
+from cotmi.core import EstimationError
+from cotmi.information.bounds import (
     BOUNDS,
-    CRITICS,
-    GaussianConditional,
     barber_agakov,
     club,
     dv,
@@ -18,11 +17,10 @@ from cotmi.bounds import (
     js,
     js_loss,
     log_mean_exp_off_diagonal,
-    make_critic,
     nwj,
     smile,
 )
-from cotmi.core import EstimationError
+from cotmi.information.critics import CRITICS, GaussianConditional, make_critic
 
 B = 7
 

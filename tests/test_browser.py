@@ -452,8 +452,10 @@ def test_lab_live_monitor_stops_cleanly(lab, place):
     url, page = lab
     folder, _ = place
     browser.notebook(folder / "live.ipynb", "\n".join((
-        "from cotmi.config import RunConfig", "from cotmi.data import load_data", "from cotmi.live import LiveMonitor",
-        "from cotmi.train import train", "config = RunConfig(dataset='demo', method='dss', student='builtin:tiny', "
+        "from cotmi.training.run_config import RunConfig", "from cotmi.data.loading import load_data",
+        "from cotmi.dashboards.live_monitor import LiveMonitor",
+        "from cotmi.training.trainer import train",
+        "config = RunConfig(dataset='demo', method='dss', student='builtin:tiny', "
         "demo_size=120, max_steps=5000, logging_steps=5, eval_steps=2500, generation_max_length=8, batch_size=16)",
         "result = train(config, load_data('demo', demo_size=120), 'live', [LiveMonitor()], progress=False)",
         "print('ended', result.stopped, result.steps < 5000)")))
@@ -473,14 +475,14 @@ def test_lab_live_monitor_stops_cleanly(lab, place):
 
 def test_lab_playground(lab, place):
     "The student is loaded when asked for, and an edited example is answered beside the unedited one."
-    from cotmi.student import builtin_student  # noqa: PLC0415
+    from cotmi.students.builtin import builtin_student  # noqa: PLC0415
 
     url, page = lab
     folder, _ = place
     run = made.make_run(folder / "taught", examples=40, objective="infonce", features="decoder", width=64)
     builtin_student("tiny", ["Ada has 3 pears and finds 4 more.", "3 + 4 = 7."], seed=1).save(run / "student")
     browser.notebook(folder / "play.ipynb",
-                     f"from cotmi.playground import StudentPlayground\nStudentPlayground({str(run)!r})")
+                     f"from cotmi.dashboards.playground import StudentPlayground\nStudentPlayground({str(run)!r})")
     browser.open_lab(page, url, "play.ipynb")
     browser.run_all(page)
     board = boards(page).first

@@ -7,7 +7,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cotmi.calibration import (
+from cotmi.core import EstimationError
+from cotmi.evaluation.calibration import (
     TEMPERATURES,
     area_under_risk_coverage,
     brier_scores,
@@ -23,7 +24,6 @@ from cotmi.calibration import (
     risk_coverage,
     scale,
 )
-from cotmi.core import EstimationError
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (3000, 5))

@@ -9,7 +9,7 @@ import pytest
 
 from cotmi import cli
 from cotmi.cli import experiment_parameters, find_experiment, main, planned_config
-from cotmi.runs import run_folder, start_run
+from cotmi.runs.run_folder import run_folder, start_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from cotmi import compare_runs as at_the_top
-from cotmi.compare import METRICS, PUBLISHED, compare_pair, compare_runs, group_runs
 from cotmi.core import METHODS, RunError, write_json
-from cotmi.runs import Run
-from cotmi.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
+from cotmi.evaluation.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
+from cotmi.runs.comparison import METRICS, PUBLISHED, compare_pair, compare_runs, group_runs
+from cotmi.runs.run_folder import Run
 
 N = 600
 HARD = np.random.default_rng(0).random(N) # how hard each example is, for every run

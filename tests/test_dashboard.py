@@ -15,9 +15,9 @@ from nbclient import NotebookClient
 
 from cotmi import CompareDashboard, RunDashboard
 from cotmi.core import RunError
-from cotmi.dashboard import examples_of, filter_examples
-from cotmi.runs import Run
-from cotmi.widgets import Plot, Table
+from cotmi.dashboards.run_dashboard import examples_of, filter_examples
+from cotmi.dashboards.widgets import Plot, Table
+from cotmi.runs.run_folder import Run
 
 
 def open_all(dash):
@@ -203,7 +203,7 @@ def test_estimating_anew_and_cancelling(dash, monkeypatch):
     assert view.forest._figure != rows and "re-estimated" in view.forest._figure
     assert not view.start.disabled and view.cancel.disabled
 
-    from cotmi import mi  # noqa: PLC0415
+    import cotmi.information.estimate as mi
 
     begun = threading.Event()
     def endless(z, v, bound, critic, progress):
@@ -213,7 +213,7 @@ def test_estimating_anew_and_cancelling(dash, monkeypatch):
             done += 1
             time.sleep(0.01)
         raise mi.EstimationCancelled("stopped")
-    monkeypatch.setattr(sys.modules["cotmi.mi"], "estimate_mi", endless)
+    monkeypatch.setattr(sys.modules["cotmi.information.estimate"], "estimate_mi", endless)
     kept = len(view.again)
     view.start.click()
     thread = view._thread
@@ -281,7 +281,7 @@ def test_nothing_to_compare(tmp_path):
 
 def test_a_plot_keeps_its_whole_state():
     "A page that is opened later loads what is shown now, and plotly is not part of every plot."
-    from cotmi.figures import empty_figure  # noqa: PLC0415
+    from cotmi.dashboards.figures import empty_figure  # noqa: PLC0415
 
     plot = Plot(empty_figure("First", "nothing"))
     plot.figure = empty_figure("Second", "nothing")
@@ -292,7 +292,7 @@ def test_a_plot_keeps_its_whole_state():
 
 def test_no_front_end_under_nbclient(tmp_path):
     "papermill and nbconvert run notebooks with nbclient: the live monitor must stay silent there."
-    cell = nbformat.v4.new_code_cell("from cotmi.live import has_front_end; print(has_front_end())")
+    cell = nbformat.v4.new_code_cell("from cotmi.dashboards.live_monitor import has_front_end; print(has_front_end())")
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     assert notebook.cells[0].outputs[-1]["text"].strip() == "False"

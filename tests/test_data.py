@@ -8,18 +8,14 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-import cotmi.data
+import cotmi.data.own
 from cotmi.core import DataError
-from cotmi.data import (
-    COLUMNS,
-    DATASETS,
-    SEGMENT_SEPARATOR,
-    DataReport,
-    LoadedData,
-    load_data,
-    same_label,
-)
-from cotmi.teacher import PROBLEMS, parse_anli, parse_cqa, parse_esnli, parse_svamp
+from cotmi.data.completions import PROBLEMS, parse_anli, parse_cqa, parse_esnli, parse_svamp
+from cotmi.data.data_report import DataReport
+from cotmi.data.examples import COLUMNS, SEGMENT_SEPARATOR, LoadedData
+from cotmi.data.labels import same_label
+from cotmi.data.loading import load_data
+from cotmi.data.published import DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +444,7 @@ def test_a_hub_dataset_with_a_configuration(monkeypatch):
         asked.append(arguments)
         return {"train": Dataset.from_list(ROWS[:30]), "validation": Dataset.from_list(ROWS[30:])}
 
-    monkeypatch.setattr(cotmi.data, "load_dataset", load_dataset)
+    monkeypatch.setattr(cotmi.data.own, "load_dataset", load_dataset)
     data = load_data("hub:owner/name:plain", columns=NAMES)
     assert asked == [("owner/name", "plain")]
     assert sizes(data) == {"train": 27, "valid": 10, "test": 3} and data.spec.name == "owner-name-plain"

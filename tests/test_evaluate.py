@@ -19,25 +19,18 @@ from transformers import (
 )
 
 from cotmi import evaluate as evaluate_run
-from cotmi.batch import tokenize_examples
-from cotmi.config import RunConfig
 from cotmi.core import METHODS, RunError, read_json, write_json
-from cotmi.data import SEGMENT_SEPARATOR, load_data
-from cotmi.evaluate import (
-    _token_log_likelihoods,
-    answer,
-    confidences,
-    evaluate_student,
-    generate,
-    generate_ids,
-    label_targets,
-    rationale_effect,
-    score_predictions,
-    target_log_likelihoods,
-    write_predictions,
-)
-from cotmi.runs import Run
-from cotmi.student import Student, builtin_student
+from cotmi.data.examples import SEGMENT_SEPARATOR
+from cotmi.data.loading import load_data
+from cotmi.evaluation.answers import answer, confidences, label_targets
+from cotmi.evaluation.evaluator import evaluate_student, write_predictions
+from cotmi.evaluation.scoring import rationale_effect, score_predictions
+from cotmi.runs.run_folder import Run
+from cotmi.students.builtin import builtin_student
+from cotmi.students.generation import _token_log_likelihoods, generate, generate_ids, target_log_likelihoods
+from cotmi.students.student import Student
+from cotmi.students.tasks import tokenize_examples
+from cotmi.training.run_config import RunConfig
 
 TEXTS = ["Ann has 3 pens and finds 4 more.", "Where does a fish live? river bank, mall", "3 + 4 = 7.", "answer: 7"]
 INPUTS = ["Ann has 3 pens.", "Where does a fish live?", "Ann has 3 pens and finds 4 more, then 5 more.", "3"]

@@ -12,8 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cotmi.config import RunConfig
-from cotmi.runs import RUN_FILES, Run, execute, list_runs
+from cotmi.runs.execution import execute
+from cotmi.runs.run_folder import RUN_FILES, Run, list_runs
+from cotmi.training.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent

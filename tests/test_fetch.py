@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import helpers_data as made
 import pytest
 
-import cotmi.fetch
+import cotmi.data.fetch
 from cotmi.core import DataError
-from cotmi.data import load_data
-from cotmi.fetch import extract_archive, fetch_dss
+from cotmi.data.fetch import extract_archive, fetch_dss
+from cotmi.data.loading import load_data
 
 
 def zipped(members, **info):
@@ -237,7 +237,7 @@ def test_links_and_devices_are_refused(server, tmp_path, kind):
 def test_too_many_members_and_twins_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
     path.write_bytes(zipped([(f"svamp/svamp_{i}.json", "") for i in range(30)]))
-    monkeypatch.setattr(cotmi.fetch, "MAX_MEMBERS", 20)
+    monkeypatch.setattr(cotmi.data.fetch, "MAX_MEMBERS", 20)
     with pytest.raises(DataError, match="holds 30 members"):
         extract_archive(path, tmp_path / "out")
     with pytest.warns(UserWarning, match="Duplicate name"):
@@ -282,14 +282,14 @@ def test_what_is_there_is_kept_unless_forced(server, tmp_path):
 
 
 def test_nothing_is_asked_for_when_everything_is_there(server, tmp_path):
-    for name in cotmi.fetch.DSS_DATASETS:
+    for name in cotmi.data.fetch.DSS_DATASETS:
         (tmp_path / name).mkdir()
     assert fetch(server, tmp_path).placed == () and server.requests == []
 
 
 def test_a_full_disk_keeps_the_archive(server, archive, tmp_path, monkeypatch):
-    usage = cotmi.fetch.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cotmi.fetch.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    usage = cotmi.data.fetch.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cotmi.data.fetch.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(DataError, match="10 are free. Make room"):
         fetch(server, tmp_path)
     assert (tmp_path / ".datasets.zip.part").stat().st_size == len(archive)
@@ -299,14 +299,14 @@ def test_a_full_disk_keeps_the_archive(server, archive, tmp_path, monkeypatch):
 
 def test_a_failed_move_puts_the_old_folder_back(server, tmp_path, monkeypatch):
     made.svamp(tmp_path, train=20)
-    replace = cotmi.fetch.os.replace
+    replace = cotmi.data.fetch.os.replace
 
     def fail_for_new(source, place):
         if "new" in str(source) and str(place).endswith("svamp"):
             raise OSError("no")
         replace(source, place)
 
-    monkeypatch.setattr(cotmi.fetch.os, "replace", fail_for_new)
+    monkeypatch.setattr(cotmi.data.fetch.os, "replace", fail_for_new)
     with pytest.raises((OSError, DataError)):
         fetch(server, tmp_path, force=True)
     assert load_data("svamp", data_root=tmp_path).report.files["train"].read == 20

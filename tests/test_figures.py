@@ -10,9 +10,10 @@ import pytest
 from scipy.spatial.distance import cosine
 from sklearn.cross_decomposition import CCA
 
-from cotmi import figures, projection
 from cotmi.core import ConfigError, EstimationError
-from cotmi.runs import Run
+from cotmi.dashboards import figures
+from cotmi.information import planar_projection as projection
+from cotmi.runs.run_folder import Run
 
 
 @pytest.fixture(scope="module")

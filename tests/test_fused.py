@@ -4,8 +4,8 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from cotmi.core import ConfigError
-from cotmi.fused import fused_vocabulary_pass, pooled_probabilities, vocabulary_pass
-from cotmi.objective import IGNORED, max_probabilities, plain_vocabulary_pass
+from cotmi.training.fused_linear_loss import fused_vocabulary_pass, pooled_probabilities, vocabulary_pass
+from cotmi.training.losses import IGNORED, max_probabilities, plain_vocabulary_pass
 
 # Target lengths of the label and the rationale of each example of a batch.
 LENGTHS = {
@@ -163,7 +163,7 @@ def test_a_student_in_bfloat16():
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_gradients_of_a_whole_student(tied, checkpointing):
     "Tied and untied heads, scaled decoder outputs, checkpointing: every gradient is the plain one."
-    from cotmi.student import output_head, two_task_forward
+    from cotmi.students.encoder_decoder import output_head, two_task_forward
 
     torch.manual_seed(0)
     config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50, dropout_rate=0.0,

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from cotmi.greedy import fits_greedy, greedy_ids
+from cotmi.students.t5_greedy import fits_greedy, greedy_ids
 
 SHAPES = {"untied": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
           "tied": dict(feed_forward_proj="relu", tie_word_embeddings=True)}

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+ROOMS = ("data", "students", "information", "training", "evaluation", "llm", "runs", "dashboards") # from the ground up
+NOTEBOOKS = [p for folder, names in (("", "00_*"), *((room, "[0-9]*") for room in ROOMS), ("", "10_*"))
+             for p in sorted((ROOT / "nbs" / folder).glob(f"{names}.ipynb"))]
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-MODULES = sorted(p for p in (ROOT / "cotmi").glob("*.py") if p.name != "_modidx.py")
+MODULES = sorted(p for p in (ROOT / "cotmi").rglob("*.py") if p.name != "_modidx.py")
 TOOLS = Path(sys.executable).parent
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -33,13 +35,21 @@ def module_of(path: Path) -> str | None:
     return next((m[1] for m in found if m), None)
 
 
-def imported(tree: ast.AST) -> set[str]:
+def file_of(module: str) -> Path:
+    return (ROOT / "cotmi").joinpath(*module.split(".")).with_suffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "cotmi").with_suffix("").parts)
+
+
+def imported(module: str) -> set[str]:
     "The modules of cotmi that a module imports, at the top or inside a function."
-    found = set()
-    for node in ast.walk(tree):
+    found, room = set(), module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            if node.level == 1 and node.module:
-                found.add(node.module)
+            if node.level and node.module:
+                found.add(".".join([*room[:len(room) + 1 - node.level], node.module]))
             elif node.level == 0 and node.module and node.module.startswith("cotmi."):
                 found.add(node.module.removeprefix("cotmi."))
         elif isinstance(node, ast.Import):
@@ -47,16 +57,22 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
+def test_every_room_is_listed():
+    kept = {p.name for p in (ROOT / "cotmi").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert kept == set(ROOMS)
+    assert {m for m in map(module_of, NOTEBOOKS) if m} == {name_of(p) for p in MODULES if p.name != "__init__.py"}
+
+
 def test_imports_point_down_the_list():
+    "A room imports only from the rooms before it, a notebook only from those before it in its room."
     order = [m for m in map(module_of, NOTEBOOKS) if m]
     for place, module in enumerate(order):
-        tree = ast.parse((ROOT / "cotmi" / f"{module}.py").read_text(encoding="utf-8"))
-        above = imported(tree) - set(order[:place])
+        above = imported(module) - set(order[:place])
         assert not above, f"{module} imports {sorted(above)}, which do not stand above it in nbs/"
 
 
 def test_core_imports_nothing_of_ours():
-    assert not imported(ast.parse((ROOT / "cotmi" / "core.py").read_text(encoding="utf-8")))
+    assert not imported("core")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +103,7 @@ def differing(folder: Path, pattern: str) -> list[str]:
 
 def test_export_leaves_no_diff(copy):
     run_tool("nbdev-export", copy)
-    assert differing(copy, "cotmi/*.py") == [], "run nbdev-export and commit what it writes"
+    assert differing(copy, "cotmi/**/*.py") == [], "run nbdev-export and commit what it writes"
 
 
 def test_notebooks_are_clean(copy):
@@ -131,7 +147,7 @@ def test_experiments_are_left_out_of_nbdev_test():
     assert (ROOT / "nbs" / "experiments" / ".notest").exists()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_are_safe(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -150,7 +166,7 @@ def test_modules_are_safe(path):
             assert not (node.arg == "shell" and getattr(node.value, "value", None) is True), f"{where}: shell=True"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_public_functions_say_what_they_do(path):
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
@@ -166,7 +182,7 @@ def test_public_names():
 import sys, cotmi
 assert "torch" not in sys.modules, "importing cotmi must be quick"
 assert set(cotmi.__all__) <= set(dir(cotmi))
-import cotmi.train, cotmi.evaluate, cotmi.correlation
+import cotmi.training.trainer, cotmi.evaluation.evaluator, cotmi.information.correlations
 for name in cotmi.__all__:
     assert callable(getattr(cotmi, name)), name
 from cotmi import train, evaluate, correlation

@@ -17,7 +17,7 @@ import pytest
 
 from cotmi.cli import main
 from cotmi.core import RunError, load_settings, read_json, write_json
-from cotmi.judge import (
+from cotmi.llm.judge import (
     JUDGE_SYSTEM,
     Judge,
     JudgeError,
@@ -195,7 +195,7 @@ def test_nobody_listens():
 
 CHILD = """
 import sys
-from cotmi.judge import Judge, judge_rationales
+from cotmi.llm.judge import Judge, judge_rationales
 rows = [{"id": str(i), "input": "3 + 4?", "gold_label": "7", "generated_rationale": f"text {i}"} for i in range(12)]
 print(judge_rationales(rows, Judge(sys.argv[1], "toy", workers=2, timeout=30), sys.argv[2]), flush=True)
 """

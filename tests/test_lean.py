@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-from cotmi.batch import TwoTaskCollator
-from cotmi.lean import dropout, fits_lean
-from cotmi.student import two_task_forward
+from cotmi.students.batches import TwoTaskCollator
+from cotmi.students.encoder_decoder import two_task_forward
+from cotmi.students.t5_packed import dropout, fits_lean
 
 SMALL = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=60, dropout_rate=0.0,
              decoder_start_token_id=0)

@@ -7,26 +7,21 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from cotmi.bounds import BOUNDS, infonce, make_critic
 from cotmi.core import EstimationError, to_json
-from cotmi.correlation import Correlation, correlation
-from cotmi.mi import (
-    EstimationCancelled,
-    MIEstimate,
-    _Side,
+from cotmi.information.bounds import BOUNDS, infonce
+from cotmi.information.correlations import Correlation, correlation
+from cotmi.information.critic_fit import fit_critic, read_bound, score, shuffled_batches
+from cotmi.information.critics import make_critic
+from cotmi.information.estimate import EstimationCancelled, MIEstimate, estimate_mi
+from cotmi.information.known_truths import (
     _signed_mi,
-    _Started,
-    estimate_mi,
-    fit_critic,
     gaussian_club,
     gaussian_correlation,
     gaussian_mi,
     gaussian_pairs,
-    read_bound,
-    score,
-    shuffled_batches,
     signed_pairs,
 )
+from cotmi.information.preparation import _Side, _Started
 
 QUICK = dict(folds=3, seeds=1, steps=150, hidden=(16,), embedding=8, resamples=100)
 
@@ -127,7 +122,7 @@ def test_same_seed_same_estimate():
 
 def test_no_pair_is_scored_by_a_critic_that_saw_it(monkeypatch):
     "The last column of both sides tells who is who; no number of a fold may be among those it was fitted on."
-    import cotmi.mi as module
+    import cotmi.information.estimate as module
     seen = []
     real = module._run_fold
 

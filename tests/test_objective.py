@@ -7,8 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from cotmi.fused import vocabulary_pass
-from cotmi.objective import IGNORED, max_probabilities, paper_surrogate, plain_vocabulary_pass, token_cross_entropy
+from cotmi.training.fused_linear_loss import vocabulary_pass
+from cotmi.training.losses import (
+    IGNORED,
+    max_probabilities,
+    paper_surrogate,
+    plain_vocabulary_pass,
+    token_cross_entropy,
+)
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", Path(__file__).parents[1] / "../shared/data/golden"))
 LENGTHS = {"mixed": ([1, 3, 2], [7, 1, 12]), "one token": ([1, 1], [1, 1]), "long": ([1, 2], [256, 3])}

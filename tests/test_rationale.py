@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
-from cotmi import rationale
 from cotmi.core import EstimationError
-from cotmi.rationale import (
-    copy_share,
-    embedding_cosine,
-    faithful,
-    load_embedder,
-    named_choice,
-    score_rationales,
-    words,
-)
+from cotmi.evaluation import rationale_quality as rationale
+from cotmi.evaluation.faithfulness import faithful, named_choice
+from cotmi.evaluation.rationale_quality import copy_share, embedding_cosine, load_embedder, score_rationales, words
 
 OURS = ["Ann has 3 pens and finds 4 more. 3 + 4 = 7.", "The boat is on the river, so the answer is river.",
         "A dog barks.", "Rain falls.", "Nine take away two is seven."]

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from cotmi.config import RunConfig
 from cotmi.core import RunError, write_json
-from cotmi.data import load_data
-from cotmi.runs import RUN_FILES, Run, list_runs, open_run, results_table, run_folder, runs_table, start_run
+from cotmi.data.loading import load_data
+from cotmi.runs.execution import open_run
+from cotmi.runs.results import results_table
+from cotmi.runs.run_folder import RUN_FILES, Run, list_runs, run_folder, runs_table, start_run
+from cotmi.training.run_config import RunConfig
 
 
 def make_config(**values) -> RunConfig:
@@ -107,7 +109,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, report):
 WRITER = """
 import sys, time
 from types import SimpleNamespace
-from cotmi.runs import start_run
+from cotmi.runs.run_folder import start_run
 config = SimpleNamespace(dataset="demo", run_id=sys.argv[2], to_dict=lambda: {}, sources={})
 run = start_run(config, sys.argv[1])
 print("writing", flush=True)

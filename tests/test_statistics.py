@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from cotmi.core import EstimationError
-from cotmi.statistics import (
+from cotmi.evaluation.statistics import (
     _resampled_means,
     association,
     compare_methods,

@@ -19,9 +19,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from cotmi.batch import TwoTaskCollator
-from cotmi.config import RunConfig
-from cotmi.train import CotModule, CotTrainer, read_history, step_losses, train, training_arguments
+from cotmi.students.batches import TwoTaskCollator
+from cotmi.training.callbacks import read_history
+from cotmi.training.run_config import RunConfig
+from cotmi.training.trainer import CotModule, CotTrainer, step_losses, train, training_arguments
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", "../shared/data/golden"))
 COLUMNS = {"predict_input": "predict_input_ids", "explain_input": "explain_input_ids", "label": "label_ids",

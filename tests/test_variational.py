@@ -7,7 +7,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from cotmi.core import EstimationError
-from cotmi.variational import VARIATIONAL, Bottleneck, RunningStandardize, VariationalObjective
+from cotmi.training.variational import VARIATIONAL, Bottleneck, RunningStandardize, VariationalObjective
 
 SMALL = dict(hidden=16, embedding=8)
 
