@@ -13,6 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from ..evaluation.metrics import METRICS
 from fastcore.basics import patch
 
 from ..core import RunError
@@ -35,7 +36,7 @@ from cotmi.dashboards.widgets import (
     stack,
 )
 from ..evaluation.statistics import mcnemar_exact
-from ..runs.comparison import CAUTION, METRICS, group_runs, hardly_answers, over_seeds
+from ..runs.comparison import CAUTION, group_runs, hardly_answers, over_seeds
 from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/03_compare_dashboard.ipynb #1b93961c
