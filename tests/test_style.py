@@ -1,0 +1,55 @@
+"""What the code promises about itself, counted: `python tests/house_figures.py -v` prints every case."""
+
+import statistics
+
+import house_figures as figures
+
+# Comparisons that look like a record's name and are none, each with what it is.
+NO_RECORD = {
+    "cli": "`cotmi data fetch dss` names an archive",
+    "dashboards.figures": "columns of a table",
+}
+# Modules whose business the names are: their records are written there.
+RECORDS = ("data.labels", "students.tasks", "information.bounds", "information.critics", "training.objectives")
+# Imports inside functions, each with its reason.
+TORCH = "brings torch, which takes seconds to import"
+LATE = {
+}
+
+
+def test_only_records_compare_names():
+    compared = {name: figures.compared_names(tree) for name, tree in figures.modules().items() if name not in RECORDS}
+    left = {name: cases for name, cases in compared.items() if cases and name not in NO_RECORD}
+    assert not left, f"ask the record instead of comparing its name: {left}"
+
+
+def test_no_method_is_glued_on():
+    assert figures.patches() == [], "write the class whole"
+
+
+def test_late_imports_have_a_reason():
+    assert figures.hidden_imports() == [], "import by name, not by a string"
+    assert figures.late_imports() == set(LATE), "name the late import here with its reason, or make it at the top"
+    assert all(LATE.values())
+
+
+def test_cells_are_short():
+    cells = figures.export_cells()
+    large = [(lines, where, first) for lines, where, first in cells if lines > 40 and not figures.is_data(first)]
+    assert not large, f"over 40 lines and no table of data: {large}"
+    median = statistics.median(lines for lines, *_ in cells)
+    assert median <= 12, f"the median export cell has {median} lines"
+
+
+def test_functions_are_short():
+    long = [case for case in figures.functions() if case[0] > 60]
+    assert not long, f"over 60 lines: {long}"
+
+
+def test_parameters_are_described():
+    described, every, lacking = figures.described_parameters()
+    assert described >= 0.95 * every, lacking
+
+
+def test_public_names_have_a_docstring():
+    assert figures.without_docstring() == []
