@@ -84,7 +84,7 @@ def _read_hub(name: str) -> dict[str, list[dict]]:
             f"The hub dataset {dataset!r} cannot be loaded ({type(fault).__name__}: {shorten(str(fault))}). "
             "Two ways on: check the name and the network and try again, or download it elsewhere and give the path of "
             "a .jsonl, .csv or .parquet file or folder in its place.") from fault
-    return {_SPLIT_NAMES.get(split, split): part.to_list() for split, part in parts.items()}
+    return {_SPLIT_NAMES.get(str(split), str(split)): part.to_list() for split, part in parts.items()}
 
 # %% ../../nbs/data/09_own.ipynb #b4fad3c5
 def _check_columns(columns: Mapping[str, str | None], present: list[str], where: str) -> None:

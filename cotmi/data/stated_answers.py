@@ -21,10 +21,11 @@ def last_value(
     "The value after the last `=` of a rationale, else its last number."
     _, equals, tail = text.rpartition("=")
     if equals:
-        expression = _EXPRESSION.match(tail.lstrip(" $"))
-        value = evaluate_equation(expression[0].rstrip(" .")) if expression else None
-        if value is not None and not tail.lstrip(" $")[expression.end():].startswith(","):
-            return value
+        tail = tail.lstrip(" $")
+        if expression := _EXPRESSION.match(tail):
+            value = evaluate_equation(expression[0].rstrip(" ."))
+            if value is not None and not tail[expression.end():].startswith(","): # else thousands: 1,250
+                return value
         number = _NUMBER.search(tail)
         return float(number[0].replace(",", "")) if number else None
     numbers = _NUMBER.findall(text)

@@ -55,7 +55,7 @@ def label_targets(
 # %% ../../nbs/evaluation/04_answers.ipynb #88f3ace5
 def _written_answers(
     student: Student, tokens: Dataset, config: RunConfig, rationales: bool, name: str,
-) -> tuple[list[str], list[str | None], list[list[int]]]:
+) -> tuple[list[str], Sequence[str | None], list[list[int]]]:
     "The labels and rationales that a student writes, and the token ids of the label pass."
     size, length = config.eval_batch_size, config.generation_max_length
     told = generate_ids(student, tokens["predict_input_ids"], length, size, name and f"{name}: labels")
@@ -69,7 +69,7 @@ def _written_answers(
 
 # %% ../../nbs/evaluation/04_answers.ipynb #757d5e76
 def _scored_targets(
-    student: Student, config: RunConfig, choices: list[list[str]], predicted: list[str], written: list[str | None],
+    student: Student, config: RunConfig, choices: list[list[str]], predicted: list[str], written: Sequence[str | None],
     token_ids: list[list[int]],
 ) -> tuple[list[list[list[int]]], list[list[int]]]:
     "For each example the targets of its candidates and of the label it wrote last, and where each begins."
@@ -105,8 +105,8 @@ def answer(
     scores = target_log_likelihoods(student, tokens["predict_input_ids"], targets, starts, config.eval_batch_size,
                                     name and f"{name}: likelihoods")
     lengths = [np.array([len(t) - s for t, s in zip(*pair, strict=True)]) for pair in zip(targets, starts, strict=True)]
-    table = examples.select_columns(["id", "input", "gold_label", "teacher_label", "rationale"]).to_pandas()
-    return table.assign(
+    kept = examples.select_columns(["id", "input", "gold_label", "teacher_label", "rationale"])
+    return pd.DataFrame(kept.to_pandas()).assign(
         predicted_label=predicted, generated_rationale=pd.array(written, dtype=object), choices=choices,
         label_scores=[s[:-1].tolist() for s in scores],
         label_probabilities=[_distribution(s[:-1]) for s in scores],

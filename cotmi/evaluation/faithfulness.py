@@ -25,7 +25,7 @@ def _gold_given(
     single = config.method == "single_task"
     for text, gold, rationale in zip(table.input, table.gold_label, given, strict=True):
         joined = text if single else text + SEGMENT_SEPARATOR + rationale
-        texts.append(student_input(joined, "predict", config.method, student.tokenizer.eos_token or ""))
+        texts.append(student_input(joined, "predict", config.method, str(student.tokenizer.eos_token or "")))
         target, start = label_targets(student.tokenizer, [gold], config.method, rationale if single else "",
                                       config.max_target_length)
         targets.append(target)
@@ -39,7 +39,7 @@ def rationale_effect(
     student: Student, # Who is asked
     table: pd.DataFrame, # Rows of `answer` with generated rationales
     config: RunConfig, # Method and lengths
-    most: int = 500, # Examples to use, at the most
+    max_examples: int = 500, # Examples to use, at the most
     seed: int = 0, # Seed of the sample and of the shuffle
     progress: bool = False, # Show progress bars
 ) -> np.ndarray: # [examples] nats; empty where there are fewer than two rationales
@@ -47,7 +47,7 @@ def rationale_effect(
     known = table[table.generated_rationale.fillna("").str.strip() != ""]
     if len(known) < 2 or config.method == "finetune":
         return np.zeros(0)
-    known = known.iloc[np.random.default_rng(seed).permutation(len(known))[:most]]
+    known = known.iloc[np.random.default_rng(seed).permutation(len(known))[:max_examples]]
     own, bar = known.generated_rationale.tolist(), "rationale effect" if progress else ""
     shifted = own[1:] + own[:1] # one round of a shuffled order: nobody keeps his own
     return _gold_given(student, known, own, config, bar) - _gold_given(student, known, shifted, config, bar)

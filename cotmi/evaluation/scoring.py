@@ -36,16 +36,15 @@ def _likelihood_figures(table: pd.DataFrame, scores: np.ndarray, gold: np.ndarra
 
 def _calibration_figures(table: pd.DataFrame, kind: LabelKind, valid: pd.DataFrame | None, resamples: int) -> dict:
     "Calibration raw and at the temperature that valid picks; what candidates say, beside what was generated."
-    closed = bool((table.choices.map(len) > 0).all())
-    scores, gold = _padded_scores(table) if closed else (None, None)
-    figures, temperature = _likelihood_figures(table, scores, gold) if closed else {}, None
+    closed = _padded_scores(table) if (table.choices.map(len) > 0).all() else None
+    figures, temperature = _likelihood_figures(table, *closed) if closed else {}, None
     if valid is not None and len(valid):
         known = _padded_scores(valid) if closed else (
             valid.sequence_probability, kind.right(valid.predicted_label, valid.gold_label))
         temperature = fit_temperature(*map(np.asarray, known))
         figures["test/temperature"] = temperature
     for suffix, t in (("", 1.0), *([("_scaled", temperature)] if temperature else [])):
-        said = (scale(scores, t), gold) if closed else (None, None)
+        said = (scale(closed[0], t), closed[1]) if closed else (None, None)
         measured = calibration(confidences(table, t), table.correct, *said, resamples=resamples)
         figures |= measured.to_dict("test/", suffix)
     return figures
