@@ -11,10 +11,10 @@ from cotmi.data.arithmetic import (
     MAX_CHARACTERS,
     MAX_MAGNITUDE,
     evaluate_equation,
-    last_value,
     same_value,
     spaced_equation,
 )
+from cotmi.data.stated_answers import last_value
 
 settings.register_profile("cotmi", max_examples=60, deadline=None, derandomize=True)  # CI is neither fast nor random
 settings.load_profile("cotmi")

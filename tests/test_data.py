@@ -6,16 +6,17 @@ from collections import Counter
 import helpers_data as made
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset as HFDataset
 
 import cotmi.data.own
 from cotmi.core import DataError
-from cotmi.data.completions import PROBLEMS, parse_anli, parse_cqa, parse_esnli, parse_svamp
-from cotmi.data.data_report import DataReport
-from cotmi.data.examples import COLUMNS, SEGMENT_SEPARATOR, LoadedData
-from cotmi.data.labels import same_label
-from cotmi.data.loading import load_data
-from cotmi.data.published import DATASETS
+from cotmi.data.completions import PROBLEMS, Parsed, parse_anli, parse_cqa, parse_esnli, parse_svamp, split_completion
+from cotmi.data.data_report import DataReport, Row
+from cotmi.data.dataset import Dataset, Question, RawData
+from cotmi.data.examples import COLUMNS, SEGMENT_SEPARATOR, LoadedData, make_splits
+from cotmi.data.labels import LABEL_KINDS, correct_labels, get_label_kind, same_label
+from cotmi.data.loading import DATASETS, load_data
+from cotmi.data.published import load_published
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_valid_of_anli_is_trained_on_and_held_out_from(root):
 def test_valid_is_held_out_as_published(root):
     "The rows of valid are those that train_test_split gives for the whole file, whatever is dropped later."
     rows = [json.loads(line) for line in (root / "svamp" / "svamp_train.json").read_text().splitlines()]
-    parts = Dataset.from_list(rows).train_test_split(test_size=0.1, seed=0)
+    parts = HFDataset.from_list(rows).train_test_split(test_size=0.1, seed=0)
     usable = {row["input"] for part in load(root, "svamp").examples.values() for row in part}
     data = load(root, "svamp").examples
     assert data["valid"]["input"][:] == [t for t in parts["test"]["input"] if t in usable]
@@ -442,7 +443,7 @@ def test_a_hub_dataset_with_a_configuration(monkeypatch):
 
     def load_dataset(*arguments):
         asked.append(arguments)
-        return {"train": Dataset.from_list(ROWS[:30]), "validation": Dataset.from_list(ROWS[30:])}
+        return {"train": HFDataset.from_list(ROWS[:30]), "validation": HFDataset.from_list(ROWS[30:])}
 
     monkeypatch.setattr(cotmi.data.own, "load_dataset", load_dataset)
     data = load_data("hub:owner/name:plain", columns=NAMES)
@@ -474,3 +475,72 @@ def test_no_completion_breaks_a_parser(parse):
 ])
 def test_same_label(kind, predicted, gold, same):
     assert same_label(kind, predicted, gold) is same
+
+
+@pytest.mark.parametrize("kind", ["equation", "number"])
+def test_labels_that_differ_in_the_eighth_digit_are_two(kind):
+    known = get_label_kind(kind)
+    assert known.key("1.0000001") != known.key("1.0000002")
+    assert known.majority(["1.0000001", "1.0000002", "1.0000002"]) == ("1.0000002", pytest.approx(2 / 3))
+    assert known.majority(["( 0.1 + 0.2 )", "0.3", "7"]) == ("0.3", pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("kind", LABEL_KINDS)
+def test_what_no_label_is_counts_nowhere(kind):
+    known = get_label_kind(kind)
+    assert known.key(" ") is None and not known.is_valid(" ") and known.value(" ") is None
+    assert known.majority([]) == ("", 0.0) and known.majority(["", "7"]) == ("7", 0.5)
+    assert correct_labels(kind, ["7", None, "8"], ["7", "7", "7"]) == [True, False, False]
+
+
+@pytest.mark.parametrize(("kind", "text", "candidates", "valid"), [
+    ("choices", " attic", ["attic"], True), ("choices", "Attic", ["attic"], False), ("text", "any words", [], True),
+    ("number", "7.0", ["7", "8"], True), ("number", "9", ["7", "8"], False), ("equation", "3 +", [], False),
+])
+def test_is_valid(kind, text, candidates, valid):
+    assert get_label_kind(kind).is_valid(text, candidates) is valid
+
+
+def test_a_misspelt_kind_names_the_nearest():
+    with pytest.raises(DataError, match="label_kind is 'equations'.*Did you mean 'equation'"):
+        get_label_kind("equations")
+
+
+# -- a data set more ---------------------------------------------------------------------------------------------------
+
+def test_one_record_adds_a_published_data_set(tmp_path, monkeypatch):
+    "As CONTRIBUTING says: facts, `question` and `parse` in one record; nothing else has to know."
+    def question(row):
+        return Question(row["number"], row["riddle"], row["solution"])
+
+    def parse(completion):
+        rationale, answer, problem = split_completion(completion, "Hence", "Riddle:")
+        return Parsed(rationale, answer.removesuffix("."), problem)
+
+    riddles = Dataset(
+        "riddles", "Riddles", load_published, label_kind="text", splits=("train", "test"), sizes={"train": 20},
+        fields=("riddle", "solution"), question=question, parse=parse, licence="CC0", augmented_by=DATASETS["asdiv"])
+    monkeypatch.setitem(DATASETS, "riddles", riddles)
+    rows = [{"number": f"r{i}", "riddle": f"What has {i} legs?", "solution": f"beast {i}"} for i in range(30)]
+    said = [f"It walks on {i}. Hence beast {i - i % 3}.\n\nRiddle: more" for i in range(30)]
+    said[3] = "No idea."
+    made.write_rows(tmp_path, "riddles", "train", rows[:20], said[:20])
+    made.write_rows(tmp_path, "riddles", "test", rows[20:], said[20:])
+    made.asdiv(tmp_path)
+    data = load_data("riddles", data_root=tmp_path)
+    assert sizes(data) == {"train": 17, "valid": 2, "test": 10} and data.spec is riddles
+    assert data.report.files["train"].dropped == {"no marker": 1} and data.report.files["train"].teacher_correct == 6
+    assert sizes(load_data("riddles", data_root=tmp_path, augment=True))["train"] == 27
+    with pytest.raises(DataError, match="columns and label_kind are for your own data; the format of riddles is known"):
+        load_data("riddles", data_root=tmp_path, label_kind="number")
+
+
+def test_a_data_set_of_another_layout_brings_its_loader(monkeypatch):
+    def count(dataset, options):
+        rows = [Row(str(i), f"{i} + 1?", str(i + 1), "One more.", str(i + 1), (), "", "") for i in range(50)]
+        return RawData(dataset, {"train": rows}, make_splits({"train": rows}, options), ["Counted."])
+
+    monkeypatch.setitem(DATASETS, "count", Dataset("count", "Counting", count, label_kind="number"))
+    data = load_data("count", test_fraction=0.2, max_train=30)
+    assert sizes(data) == {"train": 30, "valid": 4, "test": 10} and data.report.notes == ("Counted.",)
+    assert data.report.majority("test")[1] == 0.1

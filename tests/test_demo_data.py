@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from cotmi.core import DataError
-from cotmi.data.arithmetic import evaluate_equation, last_value
+from cotmi.data.arithmetic import evaluate_equation
 from cotmi.data.demo import LARGEST, NAMES, STEPS, THINGS, make_demo
 from cotmi.data.loading import load_data
+from cotmi.data.stated_answers import last_value
 
 EVERY_KIND = [(steps, difficulty) for steps in (1, 2, 4) for difficulty in (1, 2, 3)]
 

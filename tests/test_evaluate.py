@@ -24,7 +24,8 @@ from cotmi.data.examples import SEGMENT_SEPARATOR
 from cotmi.data.loading import load_data
 from cotmi.evaluation.answers import answer, confidences, label_targets
 from cotmi.evaluation.evaluator import evaluate_student, write_predictions
-from cotmi.evaluation.scoring import rationale_effect, score_predictions
+from cotmi.evaluation.faithfulness import rationale_effect
+from cotmi.evaluation.scoring import score_predictions
 from cotmi.runs.run_folder import Run
 from cotmi.students.builtin import builtin_student
 from cotmi.students.generation import _token_log_likelihoods, generate, generate_ids, target_log_likelihoods

@@ -9,8 +9,9 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from cotmi.core import EstimationError
+from cotmi.data.labels import get_label_kind
+from cotmi.data.stated_answers import named_choice
 from cotmi.evaluation import rationale_quality as rationale
-from cotmi.evaluation.faithfulness import faithful, named_choice
 from cotmi.evaluation.rationale_quality import copy_share, embedding_cosine, load_embedder, score_rationales, words
 
 OURS = ["Ann has 3 pens and finds 4 more. 3 + 4 = 7.", "The boat is on the river, so the answer is river.",
@@ -96,7 +97,7 @@ def test_copy_share_by_hand(generated, source, expected):
     ("choices", "Parking.", "park", ("park",), None),
     ("text", "Anything.", "x", (), None)])
 def test_faithful(kind, text, label, choices, expected):
-    assert faithful(kind, text, label, choices) is expected
+    assert get_label_kind(kind).faithful(text, label, choices) is expected
 
 
 def test_named_choice_without_candidates():

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cotmi.data.examples import SEGMENT_SEPARATOR
-from cotmi.data.loading import load_data
-from cotmi.data.published import DATASETS
+from cotmi.data.loading import DATASETS, load_data
 
 ROOT = os.environ.get("COTMI_PATHS_DATA", "")
 pytestmark = pytest.mark.skipif(not ROOT, reason="COTMI_PATHS_DATA is not set: the published data is not at hand")

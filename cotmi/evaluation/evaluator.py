@@ -21,9 +21,11 @@ from safetensors.numpy import save_file
 
 from ..core import EstimationError, RunError, bootstrap_interval, load_settings, read_json, to_json, write_json
 from ..data.examples import LoadedData
+from ..data.labels import correct_labels
 from .answers import answer
+from .faithfulness import rationale_effect
 from .rationale_quality import Embedder, load_embedder
-from .scoring import _flat, _same, rationale_effect, score_predictions
+from .scoring import score_predictions, with_interval
 from ..information.correlations import correlation
 from ..information.estimate import estimate_mi
 from ..students.features import extract_features
@@ -79,12 +81,12 @@ def _shared_figures(found, config: RunConfig, path: Path) -> tuple[dict, list[st
         estimates.append(estimate.to_dict())
         names = [f"test/mi_{bound}", *(["test/mi"] if len(estimates) == 1 else [])]
         for name in names: # the first bound of the list stands for the run
-            figures |= _flat(name, (estimate.value, estimate.low, estimate.high))
+            figures |= with_interval(name, (estimate.value, estimate.low, estimate.high))
             figures[f"{name}_ceiling"] = estimate.ceiling
     try:
         related = correlation(found.z, found.v, dimension_names=found.names, seed=config.seed)
         for name, measure in related.measures.items():
-            figures |= _flat(f"test/correlation_{name}", (measure.value, measure.low, measure.high))
+            figures |= with_interval(f"test/correlation_{name}", (measure.value, measure.low, measure.high))
             figures[f"test/correlation_{name}_p"] = measure.p_value
     except EstimationError as fault:
         notes.append(f"correlation left out: {fault}")
@@ -107,7 +109,8 @@ def evaluate_student(
     "Evaluate a student: writes predictions.parquet, features.safetensors and mi.json, returns the figures."
     folder, spec, test = Path(folder), data.spec, data.examples["test"]
     valid = answer(student, data.examples["valid"], config, spec.labels, False, "valid" if progress else "")
-    figures = {"valid/accuracy": float(np.mean(_same(spec.label_kind, valid.predicted_label, valid.gold_label)))}
+    right = correct_labels(spec.label_kind, valid.predicted_label, valid.gold_label)
+    figures = {"valid/accuracy": float(np.mean(right))}
     table = answer(student, test, config, spec.labels, True, "test" if progress else "")
     explained = table.generated_rationale.notna().any()
     embedder, note = _embedder_of(load_settings()["evaluate.embedding_model"]) if explained else (None, "")
@@ -117,7 +120,7 @@ def evaluate_student(
     figures |= found
     effect = rationale_effect(student, table, config, progress=progress)
     if len(effect):
-        figures |= _flat("test/rationale_effect", bootstrap_interval(effect))
+        figures |= with_interval("test/rationale_effect", bootstrap_interval(effect))
     write_predictions(folder / "predictions.parquet", table)
     if spec.rationales:
         found, more = _evaluate_features(student, test, config, folder)
