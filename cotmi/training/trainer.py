@@ -36,7 +36,7 @@ from ..students.family import TaskPass
 from ..students.features import features
 from ..students.loading import load_student
 from ..students.student import Student
-from ..students.tasks import split_answer, tokenize_examples
+from ..students.tasks import METHODS, tokenize_examples
 from .callbacks import FinishWithEvaluation, History, ProgressBar
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .run_config import RunConfig
@@ -64,14 +64,14 @@ class CotModule(nn.Module):
 
 def _paper_term(config: RunConfig) -> str | None:
     "The paper's term that a run computes, if any."
-    if config.method != "mi" or config.objective not in PAPER_OBJECTIVES:
+    if not METHODS[config.method].mutual_information or config.objective not in PAPER_OBJECTIVES:
         return None
     # Without weight, paper-code's padded positions are not run, so that the weights are those of dss to the last bit.
     return config.objective if config.beta or config.objective != "paper-code" else None
 
 def _variational(student: Student, config: RunConfig) -> VariationalObjective | None:
     "The joint critic of a variational objective; none for the other methods."
-    if config.method != "mi" or config.objective in PAPER_OBJECTIVES:
+    if not METHODS[config.method].mutual_information or config.objective in PAPER_OBJECTIVES:
         return None
     width_of = student.family.vocabulary_size if config.features == "vocab" else student.family.hidden_size
     width = width_of(student.model)
@@ -95,7 +95,7 @@ def step_losses(
         explain.hidden if explain else None, explain.labels if explain else None, weight, bias,
         objective=_paper_term(config),
         mi_gradient=config.mi_gradient, predict_items=items.get("predict"), explain_items=items.get("explain"),
-        weights=(config.alpha, 1 - config.alpha, config.beta / shares) if explain else (1.0, 0.0, 0.0))
+        weights=(*METHODS[config.method].weights(config.alpha), config.beta / shares if explain else 0.0))
     total, parts = terms.total, {f"loss/{name}": value for name, value in terms.losses().items()}
     if terms.mi is not None:
         parts["loss/mi"] = terms.mi / shares
@@ -273,7 +273,7 @@ def _training_rows(data: LoadedData, student: Student, config: RunConfig) -> tup
     tokenized = tokenize_examples(data.examples["train"], student.tokenizer, config.method,
                                   config.max_input_length, config.max_target_length).remove_columns("id")
     explain = ["explain_input_ids", "rationale_ids"]
-    one_task = config.method in ("finetune", "single_task")
+    one_task = not METHODS[config.method].explains
     if one_task:
         tokenized = tokenized.remove_columns(explain)
     watched = {}
@@ -294,8 +294,7 @@ def _accuracy_of(student: Student, data: LoadedData, method: str) -> Callable[[A
         return [text.strip() for text in texts]
     def accuracy(prediction) -> dict[str, float]:
         found, gold = decode(prediction.predictions), decode(prediction.label_ids)
-        if method == "single_task":
-            found = [split_answer(text)[1] for text in found]
+        found = [METHODS[method].split(text)[1] for text in found]
         same = [same_label(data.spec.label_kind, a, b) for a, b in zip(found, gold, strict=True)]
         return {"accuracy": float(np.mean(same))}
     return accuracy
