@@ -48,6 +48,15 @@ def train_tokenizer(
                                    clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/students/08_builtin.ipynb #f407180e
+def _random_t5(config: T5Config, seed: int) -> T5ForConditionalGeneration:
+    "A T5 with random weights and a head of its own; the caller's random numbers stay as they are."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config)
+        head = torch.empty_like(model.lm_head.weight).normal_(std=config.d_model**-0.5)
+    model.lm_head.weight = nn.Parameter(head)
+    return model
+
 def builtin_student(
     shape: str, # tiny or mini
     texts: Iterable[str], # Training text, for the tokenizer
@@ -61,9 +70,5 @@ def builtin_student(
     config = T5Config(**size, vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=dropout,
                       tie_word_embeddings=False, decoder_start_token_id=tokenizer.pad_token_id,
                       pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = T5ForConditionalGeneration(config)
-        head = torch.empty_like(model.lm_head.weight).normal_(std=config.d_model**-0.5)
-    model.lm_head.weight = nn.Parameter(head)
+    model = _random_t5(config, seed)
     return Student(model.eval(), tokenizer, f"builtin:{shape}")

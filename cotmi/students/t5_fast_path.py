@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 import transformers
@@ -38,16 +38,17 @@ def forward_tasks_packed(
     sources = [(batch[f"{task}_input_ids"], mask) for task, mask in zip(tasks, masks, strict=True)]
     targets = [(model.prepare_decoder_input_ids_from_labels(labels=ids),
                 torch.ones_like(ids) if padded else ids != IGNORED) for ids in labels]
-    kl = None
-    def squeeze(states: list[Tensor]) -> list[Tensor]:
-        nonlocal kl
+    let_through = [] # the bottleneck's KL, where there is one
+    def squeeze(states: list[Tensor], bottleneck: nn.Module) -> list[Tensor]:
         noisy, kl = bottleneck(states[0], masks[0])
+        let_through.append(kl)
         return [noisy, *states[1:]]
-    states = packed_forward(model, sources, targets, None if bottleneck is None else squeeze)
+    between = None if bottleneck is None else partial(squeeze, bottleneck=bottleneck)
+    states = packed_forward(model, sources, targets, between)
     scale = head_scale(model)
     passes = [TaskPass(hidden if scale == 1 else hidden * scale, ids, encoder, mask)
               for (encoder, hidden), ids, mask in zip(states, labels, masks, strict=True)]
-    passes[0].kl = kl
+    passes[0].kl = let_through[0] if let_through else None
     return passes[0], passes[1] if len(passes) > 1 else None
 
 # %% ../../nbs/students/06_t5_fast_path.ipynb #f9f38e21
@@ -103,6 +104,7 @@ def _tiny_batch(words: int) -> dict[str, Tensor]:
     return TwoTaskCollator(0)([{"predict_input_ids": tokens(5), "label_ids": tokens(2)},
                                {"predict_input_ids": tokens(3), "label_ids": tokens(3)}])
 
+# %% ../../nbs/students/06_t5_fast_path.ipynb #8757e56c
 def _differ(own: Tensor, packed: Tensor) -> bool:
     "Whether two tensors differ by more than rounding."
     return not bool((own - packed).norm() <= 1e-4 * own.norm()) # also where one is not finite
@@ -133,6 +135,7 @@ def _where_it_fits(fits: Callable[[PreTrainedModel], bool], packed: Callable, pl
         return (packed if fits(model) else plain)(model, *args, **kwargs)
     return run
 
+# %% ../../nbs/students/06_t5_fast_path.ipynb #cbb2d7bc
 def packed_route(
     model: PreTrainedModel, # A student's model
 ) -> str: # The route with its reason
@@ -142,6 +145,7 @@ def packed_route(
         return f"transformers' own forward: {obstacle}"
     return f"packed T5 (transformers {transformers.__version__})"
 
+# %% ../../nbs/students/06_t5_fast_path.ipynb #4adfc4aa
 T5_PACKED = replace(
     ENCODER_DECODER, route=packed_route,
     forward_tasks=_where_it_fits(fits_packed, forward_tasks_packed, ENCODER_DECODER.forward_tasks),
@@ -161,6 +165,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     for module, mode in modes:
         module.training = mode
 
+# %% ../../nbs/students/06_t5_fast_path.ipynb #0a296e69
 def with_fast_path(
     family: StudentFamily, # The family of a model
     model: PreTrainedModel, # Any model

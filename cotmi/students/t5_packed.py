@@ -32,6 +32,7 @@ def _scale(rate: float) -> float:
     "What kept values are multiplied by."
     return _LEVELS / (_LEVELS - round(rate * _LEVELS))
 
+# %% ../../nbs/students/04_t5_packed.ipynb #ed4eefa3
 def _drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor | None]:
     "`x` with values dropped in place, and what was kept, in bytes."
     if not rate:
@@ -43,6 +44,7 @@ def _drop_again(x: Tensor, rate: float, kept: Tensor | None) -> Tensor:
     "A copy of `x` with the values dropped that were dropped before."
     return x if kept is None else kept.to(x.dtype).mul_(x).mul_(_scale(rate))
 
+# %% ../../nbs/students/04_t5_packed.ipynb #6fddc3a1
 class _AddDropped(torch.autograd.Function):
     "base + dropout(x), or dropout(x) where there is no base."
     @staticmethod
@@ -58,6 +60,7 @@ class _AddDropped(torch.autograd.Function):
         dropped = _drop_again(gradient, ctx.rate, *ctx.saved_tensors)
         return gradient if ctx.needs_input_grad[0] else None, dropped, None
 
+# %% ../../nbs/students/04_t5_packed.ipynb #8a5a2ad0
 def dropout(
     x: Tensor, # Any shape
     rate: float, # Share of values set to zero; 0 for none
@@ -81,6 +84,7 @@ def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor)
     along = torch.mv(product, weight).div_(x.shape[-1]).unsqueeze(-1)
     return (gradient * weight).addcmul_(unit, along, value=-1).mul_(inverse), weight_gradient
 
+# %% ../../nbs/students/04_t5_packed.ipynb #b78b12b5
 class _Normed(torch.autograd.Function):
     "weight * x / sqrt(mean(x^2) + epsilon), over the last axis of [N, D]."
     @staticmethod
@@ -94,6 +98,7 @@ class _Normed(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         return *_norm_backward(gradient, *ctx.saved_tensors), None
 
+# %% ../../nbs/students/04_t5_packed.ipynb #6f149815
 class _NormedLinear(torch.autograd.Function):
     "The rows of `_Normed` times a matrix [E, D]."
     @staticmethod
@@ -177,6 +182,7 @@ def _placed(rows: Tensor, where: tuple[Tensor, Tensor], shape: torch.Size | tupl
     _by_position(placed)[where] = rows
     return placed
 
+# %% ../../nbs/students/04_t5_packed.ipynb #076e9468
 class _ToHeads(torch.autograd.Function):
     "Rows [n, parts, heads, k] put in place as [parts, B, heads, L, k], zero elsewhere."
     @staticmethod
@@ -190,6 +196,7 @@ class _ToHeads(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         return _by_position(gradient)[ctx.saved_tensors], None, None, None, None
 
+# %% ../../nbs/students/04_t5_packed.ipynb #40df10a2
 class _FromHeads(torch.autograd.Function):
     "The rows [n, parts, heads, k] of [parts, B, heads, L, k]."
     @staticmethod
@@ -203,6 +210,7 @@ class _FromHeads(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         return _placed(gradient, ctx.saved_tensors, ctx.shape), None, None
 
+# %% ../../nbs/students/04_t5_packed.ipynb #d00e51ca
 @dataclass
 class _Packing:
     "Which positions of a padded batch are rows."
@@ -243,6 +251,7 @@ def _normed_linear(x: Tensor, module: nn.Module, *matrices: Tensor) -> Tensor:
     matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
     return _NormedLinear.apply(x, module.weight, module.variance_epsilon, matrix)
 
+# %% ../../nbs/students/04_t5_packed.ipynb #296b0892
 def _self_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], biases: Sequence[Tensor],
                     rate: float) -> Tensor:
     "A self-attention block; each group of rows attends within its own examples."
@@ -252,6 +261,7 @@ def _self_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], bia
              for group, part, bias in zip(groups, joined.split([g.rows for g in groups]), biases, strict=True)]
     return dropout(F.linear(torch.cat(parts), own.o.weight), rate, x)
 
+# %% ../../nbs/students/04_t5_packed.ipynb #ec9550d6
 def _cross_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], encoded: Tensor,
                      sources: Sequence[_Packing], biases: Sequence[Tensor], rate: float) -> Tensor:
     "A cross-attention block; each group of rows attends to the encoder rows of its own task."
@@ -263,6 +273,7 @@ def _cross_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], en
              for group, source, query, pair, bias in zip(groups, sources, queries, both, biases, strict=True)]
     return dropout(F.linear(torch.cat(parts), own.o.weight), rate, x)
 
+# %% ../../nbs/students/04_t5_packed.ipynb #6525d250
 def _feed_forward(x: Tensor, layer: nn.Module, rate: float) -> Tensor:
     "A feed-forward block, gated or not."
     own, norm = layer.DenseReluDense, layer.layer_norm
@@ -287,6 +298,7 @@ def _bias(stack: nn.Module, packing: _Packing, mask: Tensor) -> Tensor:
     bias = bias.masked_fill(~mask.unsqueeze(1), torch.finfo(bias.dtype).min)
     return bias.expand(packing.size, -1, -1, -1).reshape(-1, packing.length, packing.length)
 
+# %% ../../nbs/students/04_t5_packed.ipynb #ee42194b
 def _encode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], masks: Sequence[Tensor], rate: float):
     "Encoder rows of embedded rows."
     biases = [_bias(model.encoder, group, mask.bool().unsqueeze(1)) for group, mask in zip(groups, masks, strict=True)]
@@ -295,6 +307,7 @@ def _encode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], masks
         x = _feed_forward(_self_attention(x, block.layer[0], groups, biases, rate), block.layer[1], rate)
     return dropout(_normed(x, model.encoder.final_layer_norm), rate)
 
+# %% ../../nbs/students/04_t5_packed.ipynb #bfd32d26
 def _decode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], encoded: Tensor,
             sources: Sequence[_Packing], masks: Sequence[Tensor], rate: float,
             crossing: Sequence[_Packing] | None = None):
@@ -312,6 +325,10 @@ def _decode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], encod
     return dropout(_normed(x, model.decoder.final_layer_norm), rate)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #8712d6c1
+def _padded(rows: Tensor, packings: Sequence[_Packing]) -> list[Tensor]:
+    "The rows of several tasks, each task's put in place."
+    return [p.pad(part) for p, part in zip(packings, rows.split([p.rows for p in packings]), strict=True)]
+
 def packed_forward(
     model: PreTrainedModel, # A T5 that `fits_packed`
     inputs: Sequence[tuple[Tensor, Tensor]], # For each task: token ids and mask [B, S]
@@ -327,15 +344,12 @@ def packed_forward(
     source_rows = sum(s.rows for s in sources)
     masks = [mask for _, mask in inputs]
     encoded = _encode(model, embedded[:source_rows], sources, masks, rate)
-    def padded(rows: Tensor, packings: Sequence[_Packing]) -> list[Tensor]:
-        parts = zip(packings, rows.split([p.rows for p in packings]), strict=True)
-        return [p.pad(part) for p, part in parts]
-    states = padded(encoded, sources)
+    states = _padded(encoded, sources)
     if between is not None:
         states = between(states)
         encoded = torch.cat([p.pack(state) for p, state in zip(sources, states, strict=True)])
     decoded = _decode(model, embedded[source_rows:], groups, encoded, sources, masks, rate)
-    return list(zip(states, padded(decoded, groups), strict=True))
+    return list(zip(states, _padded(decoded, groups), strict=True))
 
 # %% ../../nbs/students/04_t5_packed.ipynb #3dd7895b
 _PARTS = (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList)
