@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..core import FEATURES
+from ..core import FEATURES, StudentError
 from .batches import IGNORED, length_batches, pad, progress_bar
 from .family import StudentFamily, TaskPass
 
@@ -31,6 +31,9 @@ def output_head(
 ) -> tuple[Tensor, Tensor | None]: # Weight [W, D] and, where there is one, bias [W]
     "The output head that turns decoder states into logits."
     head = model.get_output_embeddings()
+    if head is None:
+        raise StudentError(f"A {type(model).__name__} has no output head and cannot be a student. "
+                           "Choose a model for conditional generation.")
     bias = getattr(model, "final_logits_bias", None) # BART's; zeros unless trained
     return head.weight, head.bias if bias is None else bias.squeeze(0)
 

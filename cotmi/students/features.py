@@ -98,7 +98,7 @@ def extract_features(
     weight, bias = family.head(model)
     order = np.argsort(example_lengths(tokenized).sum(1), kind="stable")
     loader = DataLoader(tokenized.select(order).remove_columns("id"), batch_size,
-                        collate_fn=TwoTaskCollator(student.tokenizer.pad_token_id))
+                        collate_fn=TwoTaskCollator(student.pad_token))
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in loader:
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}

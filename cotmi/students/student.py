@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'family_for', 'family_of', 'Student']
 # %% ../../nbs/students/07_student.ipynb #50b132c3
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +51,11 @@ class Student:
 
     @property
     def device(self) -> torch.device: return self.model.device
+
+    @property
+    def pad_token(self) -> int:
+        "The token that fills inputs up."
+        return cast(int, self.tokenizer.pad_token_id)
 
     @property
     def parameters(self) -> int:

@@ -26,7 +26,7 @@ from .t5_packed import candidate_states, fits_packed, packed_forward, packed_obs
 
 # %% ../../nbs/students/06_t5_fast_path.ipynb #fd251a80
 def forward_tasks_packed(
-    model: PreTrainedModel, # A T5 that `fits_packed`
+    model: T5ForConditionalGeneration, # A T5 that `fits_packed`
     batch: Mapping[str, Tensor], # As `TwoTaskCollator` makes it
     bottleneck: nn.Module | None = None, # Between the label task's encoder and decoder
     padded: bool = True, # Whether states of padded target positions are wanted: paper-code alone looks at them
@@ -53,7 +53,7 @@ def forward_tasks_packed(
 
 # %% ../../nbs/students/06_t5_fast_path.ipynb #f9f38e21
 def generate_packed(
-    model: PreTrainedModel, # A T5 in evaluation mode that `fits_greedy_decode`
+    model: T5ForConditionalGeneration, # A T5 in evaluation mode that `fits_greedy_decode`
     input_ids: Sequence[Sequence[int]], # [n] token ids of the inputs, prefix included
     max_new_tokens: int = 64, # Tokens of an answer at the utmost
     batch_size: int = 64, # Not needed: the memory for keys and values decides
@@ -65,7 +65,7 @@ def generate_packed(
 # %% ../../nbs/students/06_t5_fast_path.ipynb #bc075413
 @torch.no_grad()
 def score_targets_packed(
-    model: PreTrainedModel, # A T5 in evaluation mode that `fits_packed`
+    model: T5ForConditionalGeneration, # A T5 in evaluation mode that `fits_packed`
     ids: Tensor, # [n, S] token ids of inputs
     mask: Tensor, # [n, S] 1 where there is input
     targets: Sequence[Sequence[Sequence[int]]], # [n] lists of candidate targets, none of them empty
@@ -112,7 +112,7 @@ def _differ(own: Tensor, packed: Tensor) -> bool:
 # %% ../../nbs/students/06_t5_fast_path.ipynb #549b9e15
 @torch.no_grad()
 def check_packed(
-    model: PreTrainedModel, # A T5 in evaluation mode that `fits_packed`
+    model: T5ForConditionalGeneration, # A T5 in evaluation mode that `fits_packed`
 ) -> str | None: # In words; None where the two routes agree
     "What the packed route computes otherwise than the model's own forward, on a tiny batch."
     batch = _tiny_batch(model.config.vocab_size)

@@ -8,11 +8,12 @@ __all__ = ['fits_greedy_decode', 'KeyValueCache', 'greedy_decode']
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #f5abf02f
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from .batches import pad
 from .encoder_decoder import end_tokens, head_scale
@@ -23,7 +24,7 @@ _HARMLESS = {"transformers_version", "_from_model_config", "pad_token_id", "eos_
              "decoder_start_token_id", "use_cache", "max_length", "max_new_tokens", "do_sample", "num_beams"}
 
 def fits_greedy_decode(
-    model: nn.Module, # Any model
+    model: PreTrainedModel, # Any model
 ) -> bool: # Whether `greedy_decode` gives what `generate(do_sample=False, num_beams=1)` gives
     "Whether a model can be decoded here."
     asked = {name for name, value in model.generation_config.to_diff_dict().items() if value not in (None, False)}
@@ -47,7 +48,7 @@ class KeyValueCache:
         self.written = [each[:, rows] for each in self.written]
 
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #c2a0b1fa
-def _fill_cache(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: Tensor, max_new_tokens: int) -> KeyValueCache:
+def _fill_cache(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, max_new_tokens: int) -> KeyValueCache:
     "Encode inputs [n, S] and make room for their answers."
     packing, heads = _Packing.of(mask), model.config.num_heads
     encoded = _encode(model, model.shared(packing.pack(ids)), [packing], [mask], 0.0)
@@ -69,7 +70,7 @@ def _attend_one(query: Tensor, pair: Tensor, bias: Tensor) -> Tensor:
     return torch.matmul(scores.softmax(-1), pair[1]).view(size, heads * width)
 
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #03be816f
-def _next_states(model: PreTrainedModel, tokens: Tensor, at: int, cache: KeyValueCache, bias: Tensor) -> Tensor:
+def _next_states(model: Any, tokens: Tensor, at: int, cache: KeyValueCache, bias: Tensor) -> Tensor:
     "Decoder states [n, D] after the tokens [n] at position `at`, whose keys and values are in the cache."
     x = model.shared(tokens)
     for block, crossed, written in zip(model.decoder.block, cache.crossed, cache.written, strict=True):
@@ -87,12 +88,16 @@ def _next_states(model: PreTrainedModel, tokens: Tensor, at: int, cache: KeyValu
     return x * head_scale(model)
 
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #6ec49b63
-def _first_token(model: PreTrainedModel) -> int:
+def _position_bias(model: Any, length: int) -> Tensor:
+    "What the decoder's self-attention adds for each pair of positions [1, heads, length, length]."
+    return model.decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
+
+def _first_token(model: Any) -> int:
     "The token that a decoder starts from."
     start = model.generation_config.decoder_start_token_id
     return model.config.decoder_start_token_id if start is None else start
 
-def _decode_batch(model: PreTrainedModel, cache: KeyValueCache, max_new_tokens: int, bias: Tensor,
+def _decode_batch(model: Any, cache: KeyValueCache, max_new_tokens: int, bias: Tensor,
                   answers: list[list[int]]):
     "Write the answers of a batch into their places in `answers`."
     ends, tokens = torch.tensor(end_tokens(model)), torch.full_like(cache.rows, _first_token(model))
@@ -112,7 +117,7 @@ def _decode_batch(model: PreTrainedModel, cache: KeyValueCache, max_new_tokens: 
             tokens, goes_on = tokens[kept], goes_on[kept]
 
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #67754624
-def _groups(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int, cache_mb: float) -> list[list[int]]:
+def _groups(model: Any, lengths: Sequence[int], max_new_tokens: int, cache_mb: float) -> list[list[int]]:
     "Rows in groups of like length, longest first, as many as the memory holds."
     inner = model.config.num_heads * model.config.d_kv
     values = 2 * model.config.num_decoder_layers * inner * model.shared.weight.element_size() # bytes a position
@@ -126,7 +131,7 @@ def _groups(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int,
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #e8c453d2
 @torch.no_grad()
 def greedy_decode(
-    model: PreTrainedModel, # A T5 in evaluation mode that `fits_greedy_decode`
+    model: T5ForConditionalGeneration, # A T5 in evaluation mode that `fits_greedy_decode`
     input_ids: Sequence[Sequence[int]], # [n] token ids of the inputs, prefix included
     max_new_tokens: int = 64, # Tokens of an answer at the utmost
     cache_mb: float = 256, # Memory for keys and values, MB
@@ -134,7 +139,7 @@ def greedy_decode(
 ) -> list[list[int]]: # [n] answers in the order of the inputs, with the end of sequence where it was reached
     "Greedy answers to many inputs."
     answers: list[list[int]] = [[] for _ in input_ids]
-    bias = model.decoder.block[0].layer[0].SelfAttention.compute_bias(max_new_tokens, max_new_tokens)
+    bias = _position_bias(model, max_new_tokens)
     for rows in progress(_groups(model, [len(ids) for ids in input_ids], max_new_tokens, cache_mb)):
         ids = pad([input_ids[row] for row in rows], 0)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(input_ids[row]) for row in rows])[:, None]

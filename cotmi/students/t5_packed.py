@@ -8,12 +8,13 @@ __all__ = ['dropout', 'packed_forward', 'packed_obstacle', 'fits_packed', 'candi
 # %% ../../nbs/students/04_t5_packed.ipynb #3d3b9998
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 from transformers.models.t5 import modeling_t5
 
 from .encoder_decoder import head_scale
@@ -167,7 +168,7 @@ class _Attend(torch.autograd.Function):
         query, key, value, shares, kept = ctx.saved_tensors
         value_gradient = torch.bmm(_drop_again(shares, ctx.rate, kept).transpose(1, 2), gradient)
         through = _drop_again(torch.bmm(gradient, value.transpose(1, 2)), ctx.rate, kept)
-        scores = torch._softmax_backward_data(through, shares, -1, shares.dtype)
+        scores = torch.ops.aten._softmax_backward_data(through, shares, -1, shares.dtype)
         return (torch.bmm(scores, key), torch.bmm(scores.transpose(1, 2), query), value_gradient,
                 scores if ctx.needs_input_grad[3] else None, None)
 
@@ -222,7 +223,9 @@ class _Packing:
     @classmethod
     def of(cls, mask: Tensor) -> "_Packing":
         "The packing of a mask [B, L]."
-        return cls(*mask.shape, *mask.nonzero(as_tuple=True))
+        size, length = mask.shape
+        example, position = mask.nonzero(as_tuple=True)
+        return cls(size, length, example, position)
 
     @property
     def rows(self) -> int: return len(self.example)
@@ -242,17 +245,17 @@ class _Packing:
         return _FromHeads.apply(placed, self.example, self.position).flatten(1)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #21347fe6
-def _normed(x: Tensor, module: nn.Module) -> Tensor:
+def _normed(x: Tensor, module: Any) -> Tensor:
     "A T5 layer norm."
     return _Normed.apply(x, module.weight, module.variance_epsilon)
 
-def _normed_linear(x: Tensor, module: nn.Module, *matrices: Tensor) -> Tensor:
+def _normed_linear(x: Tensor, module: Any, *matrices: Tensor) -> Tensor:
     "A T5 layer norm and the product with one or several matrices."
     matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
     return _NormedLinear.apply(x, module.weight, module.variance_epsilon, matrix)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #296b0892
-def _self_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], biases: Sequence[Tensor],
+def _self_attention(x: Tensor, layer: Any, groups: Sequence[_Packing], biases: Sequence[Tensor],
                     rate: float) -> Tensor:
     "A self-attention block; each group of rows attends within its own examples."
     own = layer.SelfAttention
@@ -262,7 +265,7 @@ def _self_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], bia
     return dropout(F.linear(torch.cat(parts), own.o.weight), rate, x)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #ec9550d6
-def _cross_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], encoded: Tensor,
+def _cross_attention(x: Tensor, layer: Any, groups: Sequence[_Packing], encoded: Tensor,
                      sources: Sequence[_Packing], biases: Sequence[Tensor], rate: float) -> Tensor:
     "A cross-attention block; each group of rows attends to the encoder rows of its own task."
     own = layer.EncDecAttention
@@ -274,7 +277,7 @@ def _cross_attention(x: Tensor, layer: nn.Module, groups: Sequence[_Packing], en
     return dropout(F.linear(torch.cat(parts), own.o.weight), rate, x)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #6525d250
-def _feed_forward(x: Tensor, layer: nn.Module, rate: float) -> Tensor:
+def _feed_forward(x: Tensor, layer: Any, rate: float) -> Tensor:
     "A feed-forward block, gated or not."
     own, norm = layer.DenseReluDense, layer.layer_norm
     if hasattr(own, "wi_0") and _is_tanh_gelu(own.act):
@@ -291,7 +294,7 @@ def _is_tanh_gelu(act: nn.Module) -> bool:
     return type(act).__name__ in ("NewGELUActivation", "FastGELUActivation", "GELUTanh")
 
 # %% ../../nbs/students/04_t5_packed.ipynb #b0e43b45
-def _bias(stack: nn.Module, packing: _Packing, mask: Tensor) -> Tensor:
+def _bias(stack: Any, packing: _Packing, mask: Tensor) -> Tensor:
     "Position bias plus mask of a stack's self-attention [B * heads, L, L]; `mask` [B, 1 or L, L] is true where seen."
     own = stack.block[0].layer[0].SelfAttention
     bias = own.compute_bias(packing.length, packing.length, device=mask.device) # [1, heads, L, L]
@@ -299,7 +302,7 @@ def _bias(stack: nn.Module, packing: _Packing, mask: Tensor) -> Tensor:
     return bias.expand(packing.size, -1, -1, -1).reshape(-1, packing.length, packing.length)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #ee42194b
-def _encode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], masks: Sequence[Tensor], rate: float):
+def _encode(model: Any, x: Tensor, groups: Sequence[_Packing], masks: Sequence[Tensor], rate: float) -> Tensor:
     "Encoder rows of embedded rows."
     biases = [_bias(model.encoder, group, mask.bool().unsqueeze(1)) for group, mask in zip(groups, masks, strict=True)]
     x = dropout(x, rate)
@@ -308,9 +311,9 @@ def _encode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], masks
     return dropout(_normed(x, model.encoder.final_layer_norm), rate)
 
 # %% ../../nbs/students/04_t5_packed.ipynb #bfd32d26
-def _decode(model: PreTrainedModel, x: Tensor, groups: Sequence[_Packing], encoded: Tensor,
+def _decode(model: Any, x: Tensor, groups: Sequence[_Packing], encoded: Tensor,
             sources: Sequence[_Packing], masks: Sequence[Tensor], rate: float,
-            crossing: Sequence[_Packing] | None = None):
+            crossing: Sequence[_Packing] | None = None) -> Tensor:
     "Decoder rows of embedded rows; `crossing` groups them for cross-attention where that is by other examples."
     causal = [torch.ones(1, g.length, g.length, dtype=torch.bool, device=x.device).tril() for g in groups]
     biases = [_bias(model.decoder, group, mask) for group, mask in zip(groups, causal, strict=True)]
@@ -330,7 +333,7 @@ def _padded(rows: Tensor, packings: Sequence[_Packing]) -> list[Tensor]:
     return [p.pad(part) for p, part in zip(packings, rows.split([p.rows for p in packings]), strict=True)]
 
 def packed_forward(
-    model: PreTrainedModel, # A T5 that `fits_packed`
+    model: T5ForConditionalGeneration, # A T5 that `fits_packed`
     inputs: Sequence[tuple[Tensor, Tensor]], # For each task: token ids and mask [B, S]
     targets: Sequence[tuple[Tensor, Tensor]], # For each task: decoder token ids [B, T] and which positions matter
     between: Callable[[list[Tensor]], list[Tensor]] | None = None, # Changes the encoder states [B, S, D] of the tasks
@@ -392,7 +395,7 @@ def fits_packed(
 # %% ../../nbs/students/04_t5_packed.ipynb #5e28e657
 @torch.no_grad()
 def candidate_states(
-    model: PreTrainedModel, # A T5 that `fits_packed`, in evaluation mode
+    model: T5ForConditionalGeneration, # A T5 that `fits_packed`, in evaluation mode
     ids: Tensor, # [n, S] token ids of inputs
     mask: Tensor, # [n, S] 1 where there is input
     targets: Sequence[Sequence[Sequence[int]]], # [n] lists of candidate targets, none of them empty
