@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from .calibration import scale
 from ..students.generation import generate, generate_ids, target_log_likelihoods
 from ..students.student import Student
-from ..students.tasks import ANSWER_MARKER, split_answer, tokenize_examples
+from ..students.tasks import ANSWER_MARKER, get_method, tokenize_examples
 from ..training.run_config import RunConfig
 
 # %% ../../nbs/evaluation/04_answers.ipynb #ae4dc68d
@@ -47,7 +47,7 @@ def label_targets(
     "Token ids of candidate labels, and where to begin counting."
     if not labels:
         return [], []
-    if method == "single_task":
+    if get_method(method).joined_target:
         return _after_rationale(tokenizer, labels, rationale, max_length)
     targets = tokenizer(text_target=list(labels), truncation=True, max_length=max_length)["input_ids"]
     return targets, [0] * len(labels)
@@ -59,13 +59,12 @@ def _written_answers(
     "The labels and rationales that a student writes, and the token ids of the label pass."
     size, length = config.eval_batch_size, config.generation_max_length
     told = generate_ids(student, tokens["predict_input_ids"], length, size, name and f"{name}: labels")
-    if config.method == "single_task":
-        written, predicted = map(list, zip(*map(split_answer, told.texts), strict=True))
-        return predicted, written, told.token_ids
-    if config.method == "finetune" or not rationales:
-        return told.texts, [None] * len(told.texts), told.token_ids
-    written = generate(student, tokens["explain_input_ids"], length, size, name and f"{name}: rationales")
-    return told.texts, written, told.token_ids
+    method = get_method(config.method)
+    answers = [method.split(text) for text in told.texts]
+    written, predicted = [rationale for rationale, _ in answers], [label for _, label in answers]
+    if method.explains and rationales:
+        written = generate(student, tokens["explain_input_ids"], length, size, name and f"{name}: rationales")
+    return predicted, written, told.token_ids
 
 # %% ../../nbs/evaluation/04_answers.ipynb #757d5e76
 def _scored_targets(
@@ -78,7 +77,7 @@ def _scored_targets(
         told = (student.tokenizer, candidates, config.method, written[row] or "", config.max_target_length)
         known, begin = label_targets(*told)
         own, own_begin = [token_ids[row]], [0]
-        if config.method == "single_task":
+        if get_method(config.method).joined_target:
             own, own_begin = label_targets(student.tokenizer, [predicted[row]], *told[2:])
         targets.append(known + own)
         starts.append(begin + own_begin)

@@ -13,7 +13,7 @@ from ..data.examples import SEGMENT_SEPARATOR
 from .answers import label_targets
 from ..students.generation import target_log_likelihoods
 from ..students.student import Student
-from ..students.tasks import student_input
+from ..students.tasks import get_method, student_input
 from ..training.run_config import RunConfig
 
 # %% ../../nbs/evaluation/05_faithfulness.ipynb #50aa82ab
@@ -22,7 +22,7 @@ def _gold_given(
 ) -> np.ndarray:
     "[n] log-likelihood of each row's gold label when its rationale is the one given."
     texts, targets, starts = [], [], []
-    single = config.method == "single_task"
+    single = get_method(config.method).joined_target
     for text, gold, rationale in zip(table.input, table.gold_label, given, strict=True):
         joined = text if single else text + SEGMENT_SEPARATOR + rationale
         texts.append(student_input(joined, "predict", config.method, str(student.tokenizer.eos_token or "")))
@@ -45,7 +45,7 @@ def rationale_effect(
 ) -> np.ndarray: # [examples] nats; empty where there are fewer than two rationales
     "Log-likelihood of the gold label given the student's own rationale, less that given another example's."
     known = table[table.generated_rationale.fillna("").str.strip() != ""]
-    if len(known) < 2 or config.method == "finetune":
+    if len(known) < 2 or not get_method(config.method).writes_rationales:
         return np.zeros(0)
     known = known.iloc[np.random.default_rng(seed).permutation(len(known))[:max_examples]]
     own, bar = known.generated_rationale.tolist(), "rationale effect" if progress else ""
