@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['gaussian_mi', 'gaussian_correlation', 'gaussian_club', 'gaussian_pairs', 'signed_pairs']
 
-# %% ../../nbs/information/02_known_truths.ipynb #65b25aaf
+# %% ../../nbs/information/02_known_truths.ipynb #0339968e
 import math
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from torch import Tensor
 
-
 # %% ../../nbs/information/02_known_truths.ipynb #0de7a002
 def gaussian_mi(
-    correlations, # Canonical correlations, any number of them
+    correlations: ArrayLike | Tensor, # Canonical correlations, any number of them
 ) -> float: # Nats
     "Mutual information of Gaussian vectors: -1/2 sum log(1 - rho^2) (Gelfand and Yaglom 1957)."
     return float(-0.5 * np.log1p(-(np.asarray(correlations, dtype=float) ** 2)).sum())
 
+# %% ../../nbs/information/02_known_truths.ipynb #b0236de9
 def gaussian_correlation(
     nats: float, # Mutual information wanted
     width: int, # Dimensions of each side
@@ -28,6 +29,7 @@ def gaussian_correlation(
     "The correlation that gives two Gaussian vectors of `width` dimensions the mutual information `nats`."
     return math.sqrt(-math.expm1(-2 * nats / width))
 
+# %% ../../nbs/information/02_known_truths.ipynb #d021498b
 def gaussian_club(
     nats: float, # Mutual information
     width: int, # Dimensions of each side
@@ -61,6 +63,7 @@ def _signed_mi(rho: float) -> float:
     entropy = -(log_p * np.exp(log_p)).sum(1) * (x[1] - x[0]) # of the mixture with unit variances
     return 0.5 * math.log(2 * math.pi * math.e) - weights @ entropy / weights.sum() - math.log(spread)
 
+# %% ../../nbs/information/02_known_truths.ipynb #593ce8da
 def signed_pairs(
     pairs: int, # Number of pairs n
     width: int, # Dimensions d of each side
