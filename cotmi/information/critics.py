@@ -108,8 +108,8 @@ class GaussianConditional(nn.Module):
         super().__init__()
         self.line = nn.Linear(v_width, z_width)
         self.curve = _tower([v_width, *hidden, 2 * z_width])
-        nn.init.zeros_(self.curve[-1].weight)
-        nn.init.zeros_(self.curve[-1].bias)
+        for weight in self.curve[-1].parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, z: Tensor, v: Tensor) -> Tensor:
         "Scores [..., B, C] of z [..., B, Dz] given v [..., C, Dv]."
@@ -122,6 +122,9 @@ class GaussianConditional(nn.Module):
 # %% ../../nbs/information/00_critics.ipynb #284644df
 class GaussianStart(nn.Module):
     "The log-density ratio of Gaussian pairs on canonical variates, plus what a critic adds to it."
+    cross: Tensor # [K] weight of z_k v_k
+    own: Tensor # [K] weight of -z_k² and of -v_k²
+
     def __init__(
         self,
         critic: nn.Module | None, # What is added; None adds nothing
@@ -148,12 +151,14 @@ def _silence_separable(module: SeparableCritic) -> None:
     for weight in (*module.z_tower[-1].parameters(), module.z_line.weight):
         nn.init.zeros_(weight)
     with torch.no_grad():
-        module.v_tower[-1].weight[0], module.v_tower[-1].bias[0] = 0, 0
+        for weight in module.v_tower[-1].parameters():
+            weight[0] = 0
 
 # %% ../../nbs/information/00_critics.ipynb #761efc38
 def _silence_concat(module: ConcatCritic) -> None:
     "Zero the last layer."
-    for weight in module.rest[-1][-1].parameters():
+    *_, last = module.rest.modules()
+    for weight in last.parameters():
         nn.init.zeros_(weight)
 
 # %% ../../nbs/information/00_critics.ipynb #b6b9a545
@@ -166,9 +171,11 @@ def _to_closed_form(module: GaussianConditional, correlations: Tensor) -> None:
     k, z_width = len(correlations), module.line.out_features
     log_variance = torch.log1p(-correlations**2).clamp(min=-7.9)
     with torch.no_grad():
-        module.line.weight.zero_(), module.line.bias.zero_()
+        nn.init.zeros_(module.line.weight)
+        nn.init.zeros_(module.line.bias)
         module.line.weight[:k, :k] = correlations.diag()
-        module.curve[-1].bias[z_width : z_width + k] = 8 * torch.atanh(log_variance / 8)
+        _, bias = module.curve[-1].parameters()
+        bias[z_width : z_width + k] = 8 * torch.atanh(log_variance / 8)
 
 # %% ../../nbs/information/00_critics.ipynb #1c2f8760
 @dataclass(frozen=True)

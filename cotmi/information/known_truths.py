@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['gaussian_mi', 'gaussian_correlation', 'gaussian_club', 'gaussian_pairs', 'signed_pairs']
 
-# %% ../../nbs/information/02_known_truths.ipynb #0339968e
+# %% ../../nbs/information/02_known_truths.ipynb #8ab88fe8
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def signed_pairs(
     "Pairs of known mutual information without any correlation: each dimension of v follows plus or minus z."
     if nats <= 0:
         return gaussian_pairs(pairs, width, 0, seed)
-    rho = brentq(lambda r: _signed_mi(r) - nats / width, 1e-3, 0.9999, xtol=1e-6)
+    rho = cast(float, brentq(lambda r: _signed_mi(r) - nats / width, 1e-3, 0.9999, xtol=1e-6))
     generator = torch.Generator().manual_seed(seed)
     z, noise = torch.randn(2, pairs, width, generator=generator)
     sign = 2 * torch.randint(0, 2, (pairs, width), generator=generator) - 1

@@ -18,6 +18,10 @@ from ..information.critics import Critic, get_critic
 # %% ../../nbs/training/02_variational.ipynb #b11f583d
 class RunningStandardize(nn.Module):
     "Standardise features by running means and variances that carry no gradient."
+    mean: Tensor # [D]
+    variance: Tensor # [D]
+    batches: Tensor # [] how many there were
+
     def __init__(self,
         width: int, # Dimensions
         momentum: float = 0.1, # Weight of the newest batch
@@ -54,6 +58,9 @@ def _lower_bound(bound: str | Bound) -> Bound:
 # %% ../../nbs/training/02_variational.ipynb #434b3c66
 class VariationalObjective(nn.Module):
     "A critic with the bound that it is trained on."
+    log_average: Tensor # [] the bound's state: for dv, the log average of E[exp f]
+    last: Tensor # [] the newest estimate
+
     def __init__(self,
         bound: str | Bound, # One of `VARIATIONAL`, package.module:attribute, or a lower bound of your own
         z_width: int, # Dimensions of Z
@@ -69,8 +76,8 @@ class VariationalObjective(nn.Module):
         self.z_scale, self.v_scale = RunningStandardize(z_width), RunningStandardize(v_width)
         record = self.bound.critic or get_critic(critic)
         self.critic = record.make(z_width, v_width, (hidden,), embedding)
-        self.register_buffer("log_average", torch.tensor(float("nan"))) # the bound's state: for dv, of E[exp f]
-        self.register_buffer("last", torch.zeros(())) # the newest estimate
+        self.register_buffer("log_average", torch.tensor(float("nan")))
+        self.register_buffer("last", torch.zeros(()))
 
     def forward(self,
         z: Tensor, # [B, Dz] label-prediction features; detach them for `mi_gradient=rationale`
