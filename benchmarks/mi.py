@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from cotmi.core import read_json, to_json, write_text
-from cotmi.information.bounds import BOUNDS
+from cotmi.information.bounds import get_bound
 from cotmi.information.critic_fit import fit_critic, read_bound, score
-from cotmi.information.critics import GaussianConditional, make_critic
+from cotmi.information.critics import get_critic
 from cotmi.information.estimate import estimate_mi
 from cotmi.information.known_truths import gaussian_club, gaussian_correlation, gaussian_pairs, signed_pairs
-from cotmi.information.preparation import _Side
+from cotmi.information.preparation import PreparedSide
 
 TABLE = Path(__file__).parents[1] / "nbs" / "tutorials" / "mi_estimators.json"
 NATS, WIDTHS = (0, 1, 2, 5, 8), (10, 20)
@@ -55,14 +55,13 @@ def fresh(data: str, width: int, nats: float, trained: str) -> list[dict[str, An
     "Rows of the bounds that are read from one critic, trained on fresh pairs."
     started, cubed = time.perf_counter(), data == "cubed"
     known = gaussian_pairs(PAIRS, width, nats, seed=1, cubed=cubed) # the scales of cubes are learnt from 5,000 pairs
-    sides = [_Side(x, width, "normal-scores" if cubed else "standard", 0) for x in known]
+    sides = [PreparedSide(x, width, "normal-scores" if cubed else "standard", 0) for x in known]
 
     def prepared(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return (sides[0](z**3), sides[1](v**3)) if cubed else (z, v)
 
     torch.manual_seed(0)
-    critic = GaussianConditional(width, width) if BOUNDS[trained].conditional else \
-        make_critic("separable", width, width)
+    critic = (get_bound(trained).critic or get_critic("separable")).make(width, width)
     fit_critic(critic, trained, (prepared(*b) for b in batches(width, nats, 2)), steps=STEPS, schedule="one-cycle",
                weight_decay=1e-3)
     matrices = [score(critic, *prepared(*gaussian_pairs(1000, width, nats, seed=100 + k))) for k in range(8)]
@@ -71,7 +70,7 @@ def fresh(data: str, width: int, nats: float, trained: str) -> list[dict[str, An
         found = read_bound(bound, matrices)
         each = torch.tensor([read_bound(bound, [m], resamples=0).value for m in matrices])
         rows.append({"bound": bound, "value": found.value, "low": found.low, "high": found.high,
-                     "spread": float(each.std()), "ceiling": BOUNDS[bound].ceiling(1000),
+                     "spread": float(each.std()), "ceiling": get_bound(bound).ceiling(1000),
                      "seconds": time.perf_counter() - started})
     return rows
 
@@ -94,7 +93,7 @@ def tasks() -> Iterator[tuple[dict[str, Any], Any, tuple]]:
     def fresh_ones(levels, kinds=("gaussian", "cubed")):
         for data, width, nats, trained in product(kinds, WIDTHS, levels, READ_FROM):
             # Barber-Agakov and CLUB are held to Gaussian pairs; cubes of independent numbers are independent numbers
-            if data == "gaussian" or nats and not BOUNDS[trained].conditional:
+            if data == "gaussian" or nats and get_bound(trained).critic is None:
                 yield ({"part": "fresh", "data": data, "width": width, "nats": nats, "trained": trained}, fresh,
                        (data, width, nats, trained))
 

@@ -30,10 +30,9 @@ from benchmarks.machine import describe
 from cotmi.core import read_json, to_json, write_text
 from cotmi.information.bounds import get_bound
 from cotmi.information.critic_fit import fit_critic, read_bound, score, shuffled_batches
-from cotmi.information.critics import GaussianConditional, make_critic
-from cotmi.information.estimate import _make, _Options
+from cotmi.information.critics import get_critic
 from cotmi.information.known_truths import gaussian_pairs
-from cotmi.information.preparation import _Basis, _Side
+from cotmi.information.preparation import CanonicalBasis, PreparedSide
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE / ".venv-torch-mist"
@@ -74,26 +73,26 @@ def ours(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], bound: str, 
     "Our estimate, from the same training and test pairs."
     torch.manual_seed(0)
     started, used = time.perf_counter(), time.process_time()
-    record, width = get_bound(bound), train[0].shape[1]
+    record, width = get_bound(bound).with_tau(5.0), train[0].shape[1]
+    kind = record.critic or get_critic("separable")
+    # A tower ends in an embedding, the density model of z given v does not.
+    critic = kind.make(width, width, HIDDEN if record.critic else HIDDEN[:-1], HIDDEN[-1])
     if start == "none":
         mean, spread = zip(*((x.mean(0), x.std(0)) for x in train), strict=True)
         (z, v), (z_test, v_test) = ([(x - m) / s for x, m, s in zip(pairs, mean, spread, strict=True)]
                                     for pairs in (train, test))
-        critic = GaussianConditional(width, width, HIDDEN) if record.conditional else \
-            make_critic("separable", width, width, HIDDEN[:-1], HIDDEN[-1])
     else:
         fit = len(train[0]) // 8
-        sides = [_Side(x[fit:], width, "normal-scores", 0) for x in train]
+        sides = [PreparedSide(x[fit:], width, "normal-scores", 0) for x in train]
         prepared = [[side(x) for side, x in zip(sides, pairs, strict=True)] for pairs in (train, test)]
-        basis = _Basis(*(x[fit:] for x in prepared[0]))
+        basis = CanonicalBasis(*(x[fit:] for x in prepared[0]))
         (z, v), (z_test, v_test) = (basis(*pairs) for pairs in prepared)
-        critic = _make(_Options(record, "separable", HIDDEN if record.conditional else HIDDEN[:-1], HIDDEN[-1],
-                                "normal-scores", None, "gaussian", {}, BATCH), basis, width, width)
+        critic = kind.start(critic, basis.correlations, record.offset)
     held = len(z) // 8
-    fit_critic(critic, bound, shuffled_batches(z[held:], v[held:], BATCH), (z[:held], v[:held]), steps=STEPS,
-               patience=STEPS, every=50, learning_rate=RATE, block=None if bound == "infonce" else BLOCK)
+    fit_critic(critic, record, shuffled_batches(z[held:], v[held:], BATCH), (z[:held], v[:held]), steps=STEPS,
+               patience=STEPS, every=50, learning_rate=RATE, block=None if record.capped else BLOCK)
     matrices = [score(critic, a, b) for a, b in zip(z_test.split(1000), v_test.split(1000), strict=True)]
-    found = read_bound(bound, matrices, tau=5.0)
+    found = read_bound(record, matrices)
     return {"value": found.value, "low": found.low, "high": found.high, "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - used}
 

@@ -1,5 +1,7 @@
 """Bounds against double loops written out from their definitions, in value and gradient, and at extreme scores."""
 import math
+import re
+import sys
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from cotmi.information.bounds import (
     nwj,
     smile,
 )
-from cotmi.information.critics import CRITICS, GaussianConditional, make_critic
+from cotmi.information.critics import CRITICS, Critic, GaussianConditional, get_critic
 
 B = 7
 
@@ -87,21 +89,21 @@ def test_training_losses_are_those_of_the_bounds():
     naive_bounds = {"infonce": naive_infonce, "dv": naive_dv, "nwj": naive_nwj, "barber-agakov": naive_joint,
                     "club": naive_joint}
     for name, naive in naive_bounds.items():
-        torch.testing.assert_close(BOUNDS[name].loss(s), -naive(s), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(BOUNDS[name].loss(s)[0], -naive(s), rtol=1e-12, atol=1e-12)
     for name in ("js", "smile"):
-        torch.testing.assert_close(BOUNDS[name].loss(s), naive_js_loss(s), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(BOUNDS[name].loss(s)[0], naive_js_loss(s), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("before", [0.8, 1.1, 30.0, 1e-3]) # the average before, as a multiple of the batch's mean
 def test_moving_average_gradient_of_donsker_varadhan(before):
-    rate, most = 0.3, 1.25
+    rate, factor = 0.3, 1.25
     a, b = random_scores(1), random_scores(1)
     mean = naive_marginal(b, torch.exp)
     average = before * mean.item()
-    loss, new = dv_loss(a, torch.tensor(math.log(average), dtype=torch.float64), rate, most)
+    loss, new = dv_loss(a, torch.tensor(math.log(average), dtype=torch.float64), rate, factor)
     loss.backward()
     mixed = (1 - rate) * average + rate * mean.item()
-    mixed = min(max(mixed, mean.item() / most), mean.item() * most) # one odd batch does not rule the next ones
+    mixed = min(max(mixed, mean.item() / factor), mean.item() * factor) # one odd batch does not rule the next ones
     (mean / mixed - naive_joint(b)).backward() # MINE: the mean in the denominator is the moving average
     torch.testing.assert_close(new.exp().item(), mixed, rtol=1e-10, atol=0)
     torch.testing.assert_close(-loss.detach(), naive_dv(a.detach()), rtol=1e-12, atol=1e-12)
@@ -152,7 +154,7 @@ def test_extreme_scores_give_finite_losses_and_gradients(name, size, dtype):
     for pattern in (torch.ones(16, 16), signs, 2 * torch.eye(16) - 1, 1 - 2 * torch.eye(16)):
         scores = (size * pattern).to(dtype).requires_grad_()
         bound = get_bound(name)
-        loss = dv_loss(scores, torch.tensor(math.nan))[0] if name == "dv" else bound.loss(scores)
+        loss, _ = bound.loss(scores)
         loss.backward()
         assert loss.dtype == torch.float32
         assert loss.isfinite(), (name, size)
@@ -172,7 +174,7 @@ def test_a_sinking_false_pair_moves_the_loss_the_right_way():
     scores = torch.zeros(4, 4)
     scores[0, 1] = 1e4
     scores.requires_grad_()
-    BOUNDS["nwj"].loss(scores).backward()
+    BOUNDS["nwj"].loss(scores)[0].backward()
     assert scores.grad[0, 1] > 0
 
 
@@ -213,7 +215,7 @@ def naive_scores(critic: nn.Module, z, v):
 @pytest.mark.parametrize("name", CRITICS)
 def test_critic_agrees_with_pairs_scored_one_by_one(name):
     torch.manual_seed(0)
-    critic = make_critic(name, 4, 3, hidden=(6, 5), embedding=4).double()
+    critic = get_critic(name).make(4, 3, hidden=(6, 5), embedding=4).double()
     for p in critic.parameters():
         nn.init.normal_(p)
     z, v = torch.randn(5, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
@@ -223,11 +225,11 @@ def test_critic_agrees_with_pairs_scored_one_by_one(name):
 @pytest.mark.parametrize("name", CRITICS)
 def test_every_weight_of_a_critic_learns(name):
     torch.manual_seed(0)
-    critic = make_critic(name, 4, 3, hidden=(6,), embedding=4)
+    critic = get_critic(name).make(4, 3, hidden=(6,), embedding=4)
     optimiser = torch.optim.SGD(critic.parameters(), lr=0.1)
     before = [p.clone() for p in critic.parameters()]
     for _ in range(3):
-        BOUNDS["nwj"].loss(critic(torch.randn(8, 4), torch.randn(8, 3))).backward()
+        BOUNDS["nwj"].loss(critic(torch.randn(8, 4), torch.randn(8, 3)))[0].backward()
         optimiser.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))
 
@@ -245,6 +247,97 @@ def test_log_mean_of_equal_scores():
 
 def test_unusable_critics():
     with pytest.raises(EstimationError, match="at least one hidden layer"):
-        make_critic("concat", 2, 2, hidden=())
+        get_critic("concat").make(2, 2, hidden=())
     with pytest.raises(EstimationError, match="allowed are bilinear, separable, concat"):
-        make_critic("x", 2, 2)
+        get_critic("x")
+    with pytest.raises(EstimationError, match="or a callable"):
+        get_critic(get_critic("bilinear").make(2, 2)) # a critic that is made already
+
+
+# records
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    "A user's own module on the path."
+    (tmp_path / "own_critics.py").write_text(
+        "from cotmi.information.bounds import Bound, infonce, negative\n"
+        "from cotmi.information.critics import BilinearCritic, Critic\n"
+        "def plain(z_width, v_width): return BilinearCritic(z_width, v_width)\n"
+        "RECORD = Critic('record', 'Record', lambda z, v, hidden, embedding: BilinearCritic(z, v), block=16)\n"
+        "BOUND = Bound('mine', 'Mine', 'lower', infonce, negative(infonce), 'None.', 'nobody', capped=True)\n")
+    (tmp_path / "own_broken.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_critics"
+    sys.modules.pop("own_critics", None)
+
+
+def test_own_critics_and_bounds_are_imported_by_name(own_module):
+    assert get_critic("own_critics:plain").name == "plain"
+    assert get_critic("own_critics:plain").make(3, 2, (8,), 4)(torch.ones(4, 3), torch.ones(5, 2)).shape == (4, 5)
+    assert get_critic("own_critics:RECORD").block == 16
+    assert get_bound("own_critics:BOUND").ceiling(8) == math.log(8)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("own_critics:plian", "has no 'plian'. Did you mean 'plain'"),
+    ("own_broken:anything", "importing own_broken fails: No module named 'no_such_package'"),
+    ("nowhere_at_all:anything", "put its folder on PYTHONPATH"),
+    ("own_critics:", "expected package.module:attribute"),
+    ("own critics.py:plain", "expected package.module:attribute"),
+])
+def test_what_cannot_be_imported_is_said(own_module, name, message):
+    for get in (get_critic, get_bound):
+        with pytest.raises(EstimationError, match=re.escape(message)):
+            get(name)
+
+
+def test_an_imported_object_must_be_what_is_asked_for(own_module):
+    with pytest.raises(EstimationError, match="a Bound of your own"):
+        get_bound("own_critics:plain")
+    with pytest.raises(EstimationError, match="allowed are bilinear"):
+        get_critic("math:pi")
+
+
+def test_only_donsker_varadhan_carries_a_state():
+    s = random_scores().detach()
+    for name, bound in BOUNDS.items():
+        loss, state = bound.loss(s)
+        again, moved = bound.loss(s + 1, state)
+        if name == "dv":
+            torch.testing.assert_close(state, naive_marginal(s, torch.exp).log())
+            assert moved > state and again == pytest.approx(loss) # the value is that of the bound, whatever the state
+        else:
+            assert state is None and moved is None
+
+
+def test_tau_belongs_to_smile_alone():
+    s = random_scores().detach()
+    for name, bound in BOUNDS.items():
+        changed = not torch.equal(bound.with_tau(0.5).read(s), bound.read(s))
+        assert changed == (name == "smile")
+    torch.testing.assert_close(BOUNDS["smile"].with_tau(1.0).read(s), naive_smile(s, 1.0))
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_a_silenced_critic_says_nothing_and_learns(name):
+    torch.manual_seed(0)
+    record = get_critic(name)
+    critic = record.make(4, 3, hidden=(6,), embedding=4)
+    record.silence(critic)
+    z, v = torch.randn(8, 4), torch.randn(8, 3)
+    assert not critic(z, v).any()
+    optimiser = torch.optim.SGD(critic.parameters(), lr=0.1)
+    for _ in range(20):
+        loss, _ = BOUNDS["infonce"].loss(critic(z, v))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < -0.01
+
+
+def test_a_record_without_silence_starts_from_what_it_gives():
+    record = Critic("own", "Own", lambda z_width, v_width, hidden, embedding: get_critic("concat").make(2, 2, (4,)))
+    module, rho = record.make(2, 2, (), 0), torch.tensor([0.5, 0.1])
+    z, v = torch.randn(5, 2), torch.randn(5, 2)
+    exact = get_critic("bilinear").start(get_critic("bilinear").make(2, 2), rho)(z, v)
+    torch.testing.assert_close(record.start(module, rho, 1.0)(z, v), exact + 1 + module(z, v))

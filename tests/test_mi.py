@@ -1,6 +1,7 @@
 """Estimates against known truth, on held-out pairs; bad input; determinism; correlation against formulas."""
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from cotmi.core import EstimationError, to_json
 from cotmi.information.bounds import BOUNDS, infonce
 from cotmi.information.correlations import Correlation, correlation
 from cotmi.information.critic_fit import fit_critic, read_bound, score, shuffled_batches
-from cotmi.information.critics import make_critic
+from cotmi.information.critics import Critic, GaussianStart, get_critic
 from cotmi.information.estimate import EstimationCancelled, MIEstimate, estimate_mi
 from cotmi.information.known_truths import (
     _signed_mi,
@@ -21,7 +22,7 @@ from cotmi.information.known_truths import (
     gaussian_pairs,
     signed_pairs,
 )
-from cotmi.information.preparation import _Side, _Started
+from cotmi.information.preparation import PreparedSide
 
 QUICK = dict(folds=3, seeds=1, steps=150, hidden=(16,), embedding=8, resamples=100)
 
@@ -149,10 +150,10 @@ def test_more_dimensions_than_pairs_are_reduced():
 
 def test_preparation_is_fitted_on_training_pairs_only():
     z = torch.randn(100, 5)
-    side = _Side(z[:80], 3, "normal-scores", 0)
+    side = PreparedSide(z[:80], 3, "normal-scores", 0)
     changed = z.clone()
     changed[80:] *= 100
-    torch.testing.assert_close(side(z)[:80], _Side(changed[:80], 3, "normal-scores", 0)(changed)[:80])
+    torch.testing.assert_close(side(z)[:80], PreparedSide(changed[:80], 3, "normal-scores", 0)(changed)[:80])
 
 
 def test_default_sizes_on_wide_features_are_quick():
@@ -223,9 +224,46 @@ def test_progress_and_cancelling():
 
 
 def test_own_critic():
-    def tiny(z_width, v_width): return make_critic("bilinear", z_width, v_width)
+    def tiny(z_width, v_width): return get_critic("bilinear").make(z_width, v_width)
     found = estimate_mi(*gaussian_pairs(100, 2, 1), critic=tiny, **{**QUICK, "steps": 5})
     assert found.critic == "tiny"
+    record = Critic("mine", "Mine", lambda z_width, v_width, hidden, embedding: tiny(z_width, v_width), block=16)
+    same = estimate_mi(*gaussian_pairs(100, 2, 1), critic=record, **{**QUICK, "steps": 0})
+    named = estimate_mi(*gaussian_pairs(100, 2, 1), critic="cotmi.information.critics:BilinearCritic",
+                        **{**QUICK, "steps": 0})
+    assert (same.critic, named.critic, same.value) == ("mine", "BilinearCritic", named.value)
+
+
+def test_own_bound():
+    own = replace(BOUNDS["smile"], name="mine", title="My SMILE", direction="upper", tau=3.0)
+    z, v = gaussian_pairs(120, 2, 1)
+    found = estimate_mi(z, v, own, tau=3.0, **{**QUICK, "steps": 5})
+    assert found.value == estimate_mi(z, v, "smile", tau=3.0, **{**QUICK, "steps": 5}).value
+    assert (found.bound, found.title, found.direction) == ("mine", "My SMILE", "upper")
+    read_back = MIEstimate.from_dict(json.loads(to_json(found.to_dict())))
+    assert read_back == found and "≤" in repr(read_back) and "My SMILE" in repr(read_back)
+
+
+@pytest.mark.parametrize("bound", ["barber-agakov", "club", "gaussian"])
+def test_bounds_with_a_critic_of_their_own_need_no_other(bound):
+    z, v = gaussian_pairs(100, 2, 1)
+    one, other = (estimate_mi(z, v, bound, critic, **{**QUICK, "steps": 5}) for critic in ("separable", "concat"))
+    assert one == other and one.critic == "gaussian"
+    with pytest.raises(EstimationError, match="Did you mean 'concat'"):
+        estimate_mi(z, v, bound, "concatt", **QUICK)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "none"])
+def test_a_large_score_matrix_is_made_in_parts_from_either_start(start):
+    "The concatenated critic says how much it holds, also inside a Gaussian start."
+    record, rho = get_critic("concat"), torch.tensor([0.5, 0.2])
+    module = record.make(2, 2, (8,))
+    critic = record.start(module, rho) if start == "gaussian" else module
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    z, v = gaussian_pairs(40, 2, 1)
+    torch.testing.assert_close(score(critic, z, v, cells=3200), critic(z, v).detach())
+    assert len(calls) == 4 + 1 # ten rows of 40 pairs of 8 numbers at a time, and once whole
 
 
 def test_record_survives_json(two_nats):
@@ -237,7 +275,7 @@ def test_record_survives_json(two_nats):
 
 def test_interval_has_the_spread_of_the_sample():
     "The bootstrap spread of a fixed critic equals the spread over fresh samples."
-    exact = _Started(None, torch.tensor([gaussian_correlation(1, 2)] * 2))
+    exact = GaussianStart(None, torch.tensor([gaussian_correlation(1, 2)] * 2))
     values = [infonce(score(exact, *gaussian_pairs(400, 2, 1, seed=s)).double()).item() for s in range(60)]
     found = read_bound("infonce", [score(exact, *gaussian_pairs(400, 2, 1, seed=99))], resamples=300)
     assert (found.high - found.low) / 3.92 == pytest.approx(np.std(values), rel=0.3)
@@ -246,15 +284,15 @@ def test_interval_has_the_spread_of_the_sample():
 def test_early_stopping_keeps_the_best_weights():
     torch.manual_seed(0)
     z, v = gaussian_pairs(120, 5, 1)
-    critic = make_critic("separable", 5, 5, (32,), 8)
+    critic = get_critic("separable").make(5, 5, (32,), 8)
     valid = gaussian_pairs(200, 5, 1, seed=1)
     log = fit_critic(critic, "infonce", shuffled_batches(z, v, 64), valid, steps=600, learning_rate=1e-2, patience=4)
     assert log.steps < 600 and log.best_step == log.steps - 100
-    assert -float(BOUNDS["infonce"].loss(score(critic, *valid))) == pytest.approx(log.value, abs=1e-6)
+    assert -float(BOUNDS["infonce"].loss(score(critic, *valid))[0]) == pytest.approx(log.value, abs=1e-6)
 
 
 def test_chunked_scores_are_the_same():
-    critic = make_critic("concat", 3, 3, (8,))
+    critic = get_critic("concat").make(3, 3, (8,))
     z, v = gaussian_pairs(50, 3, 1)
     torch.testing.assert_close(score(critic, z, v, cells=1000), critic(z, v).detach())
 

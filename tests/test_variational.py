@@ -1,5 +1,6 @@
 """The critic trained beside a student: it learns, its gradients go where they should, its state survives saving."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from cotmi.core import EstimationError
+from cotmi.information.bounds import BOUNDS, get_bound
+from cotmi.information.critics import BilinearCritic, Critic
 from cotmi.training.variational import VARIATIONAL, Bottleneck, RunningStandardize, VariationalObjective
 
 SMALL = dict(hidden=16, embedding=8)
@@ -142,8 +145,57 @@ def test_one_pair_says_nothing():
     assert loss == 0 and kept == estimate and z.grad.abs().sum() == 0
 
 
+def test_checkpoints_of_the_first_version_still_load():
+    "Names and shapes of what is saved, by which a resumed run finds its critic."
+    sides = {f"{side}_scale.{name}": shape for side in "zv"
+             for name, shape in (("mean", (4,)), ("variance", (4,)), ("batches", ()))}
+    tower = {f"critic.{side}_{name}": shape for side in "zv" for name, shape in (
+        ("tower.0.weight", (16, 4)), ("tower.0.bias", (16,)), ("tower.2.weight", (9, 16)), ("tower.2.bias", (9,)),
+        ("line.weight", (8, 4)))}
+    state = VariationalObjective("dv", 4, 4, **SMALL).state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "log_average": (), "last": (), **sides, **tower}
+
+
+@pytest.mark.parametrize("critic", [
+    BilinearCritic, "cotmi.information.critics:BilinearCritic",
+    Critic("own", "Own", lambda z_width, v_width, hidden, embedding: BilinearCritic(z_width, v_width))])
+def test_own_critic_trains_as_the_built_in_one_does(critic):
+    own, built_in = VariationalObjective("dv", 4, 4, critic), VariationalObjective("dv", 4, 4, "bilinear")
+    for seed in range(3):
+        losses = []
+        for objective in (own, built_in):
+            loss, _ = objective(*pairs(32, seed=seed))
+            objective.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for p in objective.parameters():
+                    p -= 0.1 * p.grad
+            losses.append(loss.item())
+        assert losses[0] == losses[1]
+    assert own.critic.cross.any()
+
+
+def test_own_bound_is_read_with_the_tau_of_the_run():
+    own = replace(get_bound("smile"), name="mine")
+    torch.manual_seed(0)
+    objective = VariationalObjective(own, 4, 4, "separable", smile_tau=0.5, **SMALL)
+    z, v = pairs(64)
+    _, estimate = objective(z, v)
+    scores = objective.eval().critic(objective.z_scale(z), objective.v_scale(v)).detach()
+    torch.testing.assert_close(estimate, get_bound("smile").estimate(scores, None, 0.5))
+    assert estimate != get_bound("smile").estimate(scores)
+
+
+def test_only_lower_bounds_are_raised():
+    assert set(VARIATIONAL) == {name for name, bound in BOUNDS.items() if bound.direction == "lower"}
+    for bound in ("club", BOUNDS["gaussian"]):
+        with pytest.raises(EstimationError, match="or a lower bound of your own"):
+            VariationalObjective(bound, 4, 4)
+
+
 def test_unknown_names():
-    with pytest.raises(EstimationError, match="allowed are infonce, nwj, dv, smile, js, barber-agakov"):
+    with pytest.raises(EstimationError, match="allowed are infonce, nwj, dv, js, smile, barber-agakov"):
         VariationalObjective("paper-code", 4, 4)
     with pytest.raises(EstimationError, match="Did you mean 'bilinear'"):
         VariationalObjective("nwj", 4, 4, "bilinar")

@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['gaussian_mi', 'gaussian_correlation', 'gaussian_club', 'gaussian_pairs', 'signed_pairs']
 
-# %% ../../nbs/information/02_known_truths.ipynb #65b25aaf
+# %% ../../nbs/information/02_known_truths.ipynb #8ab88fe8
 import math
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from torch import Tensor
 
-
 # %% ../../nbs/information/02_known_truths.ipynb #0de7a002
 def gaussian_mi(
-    correlations, # Canonical correlations, any number of them
+    correlations: ArrayLike | Tensor, # Canonical correlations, any number of them
 ) -> float: # Nats
     "Mutual information of Gaussian vectors: -1/2 sum log(1 - rho^2) (Gelfand and Yaglom 1957)."
     return float(-0.5 * np.log1p(-(np.asarray(correlations, dtype=float) ** 2)).sum())
 
+# %% ../../nbs/information/02_known_truths.ipynb #b0236de9
 def gaussian_correlation(
     nats: float, # Mutual information wanted
     width: int, # Dimensions of each side
@@ -28,6 +30,7 @@ def gaussian_correlation(
     "The correlation that gives two Gaussian vectors of `width` dimensions the mutual information `nats`."
     return math.sqrt(-math.expm1(-2 * nats / width))
 
+# %% ../../nbs/information/02_known_truths.ipynb #d021498b
 def gaussian_club(
     nats: float, # Mutual information
     width: int, # Dimensions of each side
@@ -61,6 +64,7 @@ def _signed_mi(rho: float) -> float:
     entropy = -(log_p * np.exp(log_p)).sum(1) * (x[1] - x[0]) # of the mixture with unit variances
     return 0.5 * math.log(2 * math.pi * math.e) - weights @ entropy / weights.sum() - math.log(spread)
 
+# %% ../../nbs/information/02_known_truths.ipynb #593ce8da
 def signed_pairs(
     pairs: int, # Number of pairs n
     width: int, # Dimensions d of each side
@@ -70,7 +74,7 @@ def signed_pairs(
     "Pairs of known mutual information without any correlation: each dimension of v follows plus or minus z."
     if nats <= 0:
         return gaussian_pairs(pairs, width, 0, seed)
-    rho = brentq(lambda r: _signed_mi(r) - nats / width, 1e-3, 0.9999, xtol=1e-6)
+    rho = cast(float, brentq(lambda r: _signed_mi(r) - nats / width, 1e-3, 0.9999, xtol=1e-6))
     generator = torch.Generator().manual_seed(seed)
     z, noise = torch.randn(2, pairs, width, generator=generator)
     sign = 2 * torch.randint(0, 2, (pairs, width), generator=generator) - 1

@@ -15,6 +15,15 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from ..core import EstimationError, check_choice
 
+# %% ../../nbs/information/07_planar_projection.ipynb #ef66f6e8
+def _liveliest(values: np.ndarray, names: Sequence[str] | None, letter: str,
+               top: int) -> tuple[np.ndarray, list[str]]:
+    "The `top` dimensions of largest variance, standardised [n, D'], with their names; constant ones are left out."
+    spread = values.std(axis=0)
+    kept = [i for i in np.argsort(-spread, kind="stable")[:top] if spread[i] > 1e-12]
+    titles = [str(names[i]) if names is not None and len(names) > i else f"{letter}{i}" for i in kept]
+    return (values[:, kept] - values[:, kept].mean(0)) / spread[kept], titles
+
 # %% ../../nbs/information/07_planar_projection.ipynb #5e1035c0
 def cross_correlation(
     z: np.ndarray, # [n, Dz] label-prediction features
@@ -25,13 +34,7 @@ def cross_correlation(
     cluster: bool = True, # Order by likeness; else by variance
 ) -> pd.DataFrame: # [Dz', Dv'] Pearson correlations, named rows and columns
     "Pearson correlation of the liveliest dimensions of Z with those of V."
-    parts = []
-    for values, names, letter in ((z, z_names, "z"), (v, v_names, "v")):
-        spread = values.std(axis=0)
-        kept = [i for i in np.argsort(-spread, kind="stable")[:top] if spread[i] > 1e-12]
-        names = [str(names[i]) if names is not None and len(names) > i else f"{letter}{i}" for i in kept]
-        parts.append(((values[:, kept] - values[:, kept].mean(0)) / spread[kept], names))
-    (a, a_names), (b, b_names) = parts
+    (a, a_names), (b, b_names) = _liveliest(z, z_names, "z", top), _liveliest(v, v_names, "v", top)
     table = pd.DataFrame(a.T @ b / max(len(z), 1), a_names, b_names)
     if cluster and min(table.shape) > 2:
         values = table.to_numpy()
@@ -39,9 +42,10 @@ def cross_correlation(
         table = table.iloc[order[0], order[1]]
     return table
 
-# %% ../../nbs/information/07_planar_projection.ipynb #dbcdd36f
+# %% ../../nbs/information/07_planar_projection.ipynb #86ca75d9
 PROJECTIONS = ("canonical", "principal")
 
+# %% ../../nbs/information/07_planar_projection.ipynb #dbcdd36f
 class Plane(NamedTuple):
     "How features are put in the plane: (x - mean) @ directions, for each side."
     z_mean: np.ndarray # [Dz]
@@ -58,13 +62,14 @@ class Plane(NamedTuple):
         return ((np.asarray(z, dtype=np.float64) - self.z_mean) @ self.z_directions,
                 (np.asarray(v, dtype=np.float64) - self.v_mean) @ self.v_directions)
 
-def _whitener(centred: np.ndarray, most: int) -> np.ndarray:
-    "[D, k] directions whose scores are uncorrelated and of unit variance, at most `most` of them."
-    _, s, axes = np.linalg.svd(centred, full_matrices=False)
-    kept = min(most, int((s > 1e-6 * max(s[0], 1e-12)).sum()))
-    return axes[:kept].T / s[:kept] * np.sqrt(max(len(centred) - 1, 1))
+# %% ../../nbs/information/07_planar_projection.ipynb #66c01126
+def _whitening_directions(centred: np.ndarray, count: int) -> np.ndarray:
+    "[D, k] directions whose scores are uncorrelated and of unit variance, at most `count` of them."
+    _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
+    kept = min(count, int((lengths > 1e-6 * max(lengths[0], 1e-12)).sum()))
+    return axes[:kept].T / lengths[:kept] * np.sqrt(max(len(centred) - 1, 1))
 
-def _two(directions: np.ndarray) -> np.ndarray:
+def _first_two(directions: np.ndarray) -> np.ndarray:
     "The first two columns, zeros where there are fewer."
     return np.pad(directions[:, :2], ((0, 0), (0, max(0, 2 - directions.shape[1]))))
 
@@ -83,14 +88,14 @@ def fit_plane(
     z_mean, v_mean = z.mean(axis=0), v.mean(axis=0)
     if method == "principal" and z.shape[1] == v.shape[1]:
         mean = (z_mean + v_mean) / 2
-        shared = _two(np.linalg.svd(np.concatenate([z, v]) - mean, full_matrices=False)[2].T)
+        shared = _first_two(np.linalg.svd(np.concatenate([z, v]) - mean, full_matrices=False)[2].T)
         return Plane(mean, shared, mean, shared)
-    most = min(components, len(z) // 3 or 1) if method == "canonical" else 2
-    a, b = _whitener(z - z_mean, most), _whitener(v - v_mean, most)
+    count = min(components, len(z) // 3 or 1) if method == "canonical" else 2
+    a, b = _whitening_directions(z - z_mean, count), _whitening_directions(v - v_mean, count)
     if method == "canonical" and a.shape[1] and b.shape[1]:
         left, _, right = np.linalg.svd(((z - z_mean) @ a).T @ ((v - v_mean) @ b))
         a, b = a @ left, b @ right.T
-    return Plane(z_mean, _two(a), v_mean, _two(b))
+    return Plane(z_mean, _first_two(a), v_mean, _first_two(b))
 
 # %% ../../nbs/information/07_planar_projection.ipynb #71dada08
 def neighbours(
