@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cotmi.students.batches import LengthGroupedBatches, TwoTaskCollator
-from cotmi.students.encoder_decoder import output_head, task_forward, two_task_forward
+from cotmi.students.encoder_decoder import ENCODER_DECODER
+from cotmi.students.t5_fast_path import T5_PACKED
 from cotmi.training.fused_linear_loss import vocabulary_pass
 
 ALPHA, BETA, CLIP = 0.5, 0.1, 1.0
@@ -67,7 +68,7 @@ class Ours(Side):
     "This package: length-grouped batches and the fused vocabulary pass."
     option, name = "cotmi", "cotmi"
     objective = "paper-masked"
-    forward = staticmethod(two_task_forward)
+    forward = staticmethod(T5_PACKED.forward_tasks)
 
     def batches(self) -> Iterator[list[int]]:
         sampler = LengthGroupedBatches(self.lengths, self.batch_size, self.seed)
@@ -80,7 +81,7 @@ class Ours(Side):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         predict, explain = self.forward(self.model, batch, padded=self.objective == "paper-code")
         terms = vocabulary_pass("fused", predict.hidden, predict.labels, explain.hidden, explain.labels,
-                                *output_head(self.model), objective=self.objective,
+                                *ENCODER_DECODER.head(self.model), objective=self.objective,
                                 weights=(ALPHA, 1 - ALPHA, BETA))
         return terms.total
 
@@ -94,17 +95,14 @@ class OursPaperCode(Ours):
 class OursCompiled(Ours):
     "The same with the forward passes compiled, as `torch_compile: true` of a run has it."
     option, name = "cotmi-compiled", "cotmi, torch.compile"
-    forward = staticmethod(torch.compile(two_task_forward, dynamic=True))
+    forward = staticmethod(torch.compile(T5_PACKED.forward_tasks, dynamic=True))
 
 
 class OursPlainRoute(Ours):
     "The same with transformers' own forward passes: what a compiled student is to be held against."
     option, name = "cotmi-plain-route", "cotmi, transformers' forward"
 
-    @staticmethod
-    def forward(model, batch, padded):
-        "Both tasks, each by the model's own forward."
-        return task_forward(model, batch, "predict"), task_forward(model, batch, "explain")
+    forward = staticmethod(ENCODER_DECODER.forward_tasks)
 
 
 SIDES = {side.option: side for side in (Authors, Ours, OursPaperCode, OursCompiled, OursPlainRoute)}

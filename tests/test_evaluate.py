@@ -27,7 +27,8 @@ from cotmi.evaluation.evaluator import evaluate_student, write_predictions
 from cotmi.evaluation.scoring import rationale_effect, score_predictions
 from cotmi.runs.run_folder import Run
 from cotmi.students.builtin import builtin_student
-from cotmi.students.generation import _token_log_likelihoods, generate, generate_ids, target_log_likelihoods
+from cotmi.students.encoder_decoder import token_log_likelihoods
+from cotmi.students.generation import generate, generate_ids, target_log_likelihoods
 from cotmi.students.student import Student
 from cotmi.students.tasks import tokenize_examples
 from cotmi.training.run_config import RunConfig
@@ -101,7 +102,7 @@ def test_positions_in_slices_agree(tiny):
     labels, bias = torch.randint(0, 30, (50,), generator=rng), torch.randn(30, generator=rng)
     whole = (hidden @ weight.T + bias).log_softmax(-1)[torch.arange(50), labels]
     for numbers in (1, 100, 10**9):
-        assert torch.allclose(_token_log_likelihoods(hidden, labels, weight, bias, numbers), whole, atol=1e-5)
+        assert torch.allclose(token_log_likelihoods(hidden, labels, weight, bias, numbers), whole, atol=1e-5)
 
 
 def test_the_encoder_runs_once_an_example(tiny, monkeypatch):

@@ -163,7 +163,7 @@ def test_a_student_in_bfloat16():
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_gradients_of_a_whole_student(tied, checkpointing):
     "Tied and untied heads, scaled decoder outputs, checkpointing: every gradient is the plain one."
-    from cotmi.students.encoder_decoder import output_head, two_task_forward
+    from cotmi.students.student import family_of
 
     torch.manual_seed(0)
     config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50, dropout_rate=0.0,
@@ -180,9 +180,9 @@ def test_gradients_of_a_whole_student(tied, checkpointing):
     found = []
     for implementation in ("plain", "fused"):
         model.zero_grad()
-        predict, explain = two_task_forward(model, batch)
+        predict, explain = family_of(model).forward_tasks(model, batch)
         terms = vocabulary_pass(implementation, predict.hidden, predict.labels, explain.hidden, explain.labels,
-                                *output_head(model), objective="paper-masked", weights=WEIGHTS)
+                                *family_of(model).head(model), objective="paper-masked", weights=WEIGHTS)
         terms.total.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from cotmi.students.batches import TwoTaskCollator
+from cotmi.students.student import Student
 from cotmi.training.callbacks import read_history
 from cotmi.training.run_config import RunConfig
 from cotmi.training.trainer import CotModule, CotTrainer, step_losses, train, training_arguments
@@ -37,6 +38,11 @@ def small_student(seed: int = 0, vocabulary: int = 48) -> T5ForConditionalGenera
     model = T5ForConditionalGeneration(config)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(vocabulary, 16) / 4)
     return model
+
+
+def student_of(model) -> Student:
+    "A student that needs no tokenizer: its rows are token ids."
+    return Student(model, None, "small")
 
 
 def random_rows(count: int = 160, vocabulary: int = 48, seed: int = 0) -> list[dict]:
@@ -63,7 +69,7 @@ def plain_arguments(config: RunConfig, folder: Path) -> Seq2SeqTrainingArguments
 
 def run_trainer(model, rows, config, folder, callbacks=()):
     "Train on rows of token ids; returns the trainer."
-    trainer = CotTrainer(CotModule(model, config), plain_arguments(config, folder), TwoTaskCollator(0),
+    trainer = CotTrainer(CotModule(student_of(model), config), plain_arguments(config, folder), TwoTaskCollator(0),
                          Dataset.from_list(rows), config=config, callbacks=list(callbacks))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -184,7 +190,7 @@ def test_the_published_trainers_numbers(tmp_path, name, vocabulary_pass):
                            alpha=expected["alpha"], beta=expected["beta"], learning_rate=expected["lr"],
                            vocabulary_pass=vocabulary_pass)
 
-    module, first = CotModule(model, config).train(), expected[name]["first_batch"]
+    module, first = CotModule(student_of(model), config).train(), expected[name]["first_batch"]
     loss, parts = step_losses(module, *module(**TwoTaskCollator(0)(rows[:8])), config)
     loss.backward()
     assert loss.item() == pytest.approx(first["loss"], rel=1e-5)
@@ -269,7 +275,7 @@ def test_every_variational_objective_trains_critic_and_student(tmp_path, objecti
     config = configuration(method="mi", objective=objective, features="decoder", max_steps=4, mi_gradient="both")
     seen, model = Norms(), small_student()
     trainer = run_trainer(model, random_rows(32), config, tmp_path, [seen])
-    start = CotModule(small_student(), config).objective
+    start = CotModule(student_of(small_student()), config).objective
     before = dict(start.named_parameters())
     assert before and any(not torch.equal(p, before[n]) for n, p in trainer.model.objective.named_parameters())
     assert all(torch.isfinite(torch.tensor([row["loss/mi"], row[f"mi/{objective}"]])).all() for row in seen.rows)

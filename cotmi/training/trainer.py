@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
@@ -32,12 +31,11 @@ from transformers import (
 from ..core import PAPER_OBJECTIVES, RunError, read_json, seed_everything, write_json
 from ..data.examples import LoadedData
 from ..data.labels import same_label
-from ..students.batches import IGNORED, LengthGroupedBatches, TwoTaskCollator, example_lengths
-from ..students.encoder_decoder import output_head, two_task_forward
+from ..students.batches import IGNORED, LengthGroupedBatches, TwoTaskCollator, example_lengths, pad
+from ..students.family import TaskPass
 from ..students.features import features
 from ..students.loading import load_student
-from ..students.student import Student, TaskPass
-from ..students.t5_greedy import fits_greedy, greedy_ids
+from ..students.student import Student
 from ..students.tasks import split_answer, tokenize_examples
 from .callbacks import FinishWithEvaluation, History, ProgressBar
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
@@ -48,19 +46,21 @@ from .variational import Bottleneck, VariationalObjective
 class CotModule(nn.Module):
     "A student with the critic and the bottleneck that are trained beside it."
     def __init__(self,
-        student: nn.Module, # An encoder-decoder
+        student: Student, # Whose model is trained
         config: RunConfig, # Says which objective there is
     ):
         super().__init__()
-        self.student, self.config, self.run = student, student.config, config
+        self.student, self.family, self.run = student.model, student.family, config
+        self.config = student.model.config
         with torch.random.fork_rng(devices=[]): # a critic must not change the student's dropout
             torch.manual_seed(config.seed)
             self.objective = _variational(student, config)
-            self.bottleneck = Bottleneck(student.config.d_model) if config.gamma else None
+            self.bottleneck = Bottleneck(student.family.hidden_size(student.model)) if config.gamma else None
 
     def forward(self, **batch: Tensor) -> tuple[TaskPass, TaskPass | None]:
         "The label pass, through the bottleneck where there is one, and the rationale pass where the batch has it."
-        return two_task_forward(self.student, batch, self.bottleneck, padded=_paper_term(self.run) == "paper-code")
+        padded = _paper_term(self.run) == "paper-code"
+        return self.family.forward_tasks(self.student, batch, self.bottleneck, padded)
 
 def _paper_term(config: RunConfig) -> str | None:
     "The paper's term that a run computes, if any."
@@ -69,11 +69,12 @@ def _paper_term(config: RunConfig) -> str | None:
     # Without weight, paper-code's padded positions are not run, so that the weights are those of dss to the last bit.
     return config.objective if config.beta or config.objective != "paper-code" else None
 
-def _variational(student: nn.Module, config: RunConfig) -> VariationalObjective | None:
+def _variational(student: Student, config: RunConfig) -> VariationalObjective | None:
     "The joint critic of a variational objective; none for the other methods."
     if config.method != "mi" or config.objective in PAPER_OBJECTIVES:
         return None
-    width = student.config.vocab_size if config.features == "vocab" else student.config.d_model
+    width_of = student.family.vocabulary_size if config.features == "vocab" else student.family.hidden_size
+    width = width_of(student.model)
     return VariationalObjective(config.objective, width, width, critic=config.critic, hidden=config.critic_hidden,
                                 embedding=config.critic_embedding, smile_tau=config.smile_tau)
 
@@ -87,7 +88,7 @@ def step_losses(
     shares: int = 1, # Forward passes of the optimiser step: a batch mean counts one share
 ) -> tuple[Tensor, dict[str, Tensor]]: # The loss to minimise, and its parts by name without graph
     "All losses of one forward pass."
-    weight, bias = output_head(module.student)
+    weight, bias = module.family.head(module.student)
     items = items or {}
     terms = vocabulary_pass(
         config.vocabulary_pass, predict.hidden, predict.labels,
@@ -190,17 +191,12 @@ class CotTrainer(Seq2SeqTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
         "Generate labels for a batch of the label task."
         inputs = self._prepare_inputs(inputs)
-        student = self.accelerator.unwrap_model(model, keep_torch_compile=False).student
-        ids, mask, most = inputs["predict_input_ids"], inputs["predict_attention_mask"], self.args.generation_max_length
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if fits_greedy(student):
-                rows = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
-                answers = [torch.tensor(answer) for answer in greedy_ids(student, rows, most)]
-                generated = pad_sequence(answers, True, student.config.pad_token_id)
-            else:
-                generated = student.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False,
-                                             num_beams=1)
-        return None, generated, inputs["predict_labels"]
+        module = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        ids, mask = inputs["predict_input_ids"], inputs["predict_attention_mask"]
+        rows = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+        with self.compute_loss_context_manager():
+            answers = module.family.generate(module.student, rows, self.args.generation_max_length, len(rows), "")
+        return None, pad(answers, self.data_collator.pad_token_id).to(ids.device), inputs["predict_labels"]
 
     def _save(self, output_dir=None, state_dict=None):
         "Write a checkpoint of the module; the student's head may share its weights, which save_model allows."
@@ -342,7 +338,7 @@ def train(
     history = History(folder / "history.jsonl", arguments.train_batch_size * config.gradient_accumulation_steps
                       * arguments.world_size)
     trainer = CotTrainer(
-        CotModule(student.model, config), arguments, TwoTaskCollator(student.tokenizer.pad_token_id), rows, watched,
+        CotModule(student, config), arguments, TwoTaskCollator(student.tokenizer.pad_token_id), rows, watched,
         student.tokenizer, compute_metrics=_accuracy_of(student, data, config.method), config=config,
         callbacks=[history, *patience, *callbacks, FinishWithEvaluation(), *([ProgressBar()] if progress else [])])
     trainer.remove_callback(PrinterCallback)

@@ -1,4 +1,4 @@
-"The short route through a T5 against the model's own forward: states, gradients, dropout."
+"The packed route through a T5 against the model's own forward: states, gradients, dropout."
 import copy
 
 import pytest
@@ -6,8 +6,8 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from cotmi.students.batches import TwoTaskCollator
-from cotmi.students.encoder_decoder import two_task_forward
-from cotmi.students.t5_packed import dropout, fits_lean
+from cotmi.students.t5_fast_path import T5_PACKED
+from cotmi.students.t5_packed import dropout, fits_packed
 
 SMALL = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=60, dropout_rate=0.0,
              decoder_start_token_id=0)
@@ -24,13 +24,13 @@ def batch(seed=0):
     return TwoTaskCollator(0)([{name: ids(n[i]) for name, n in lengths.items()} for i in range(3)])
 
 
-def states_and_gradients(model, padded, lean, bottleneck=None):
+def states_and_gradients(model, padded, packed, bottleneck=None):
     "Decoder and encoder states at the positions that count, and every gradient of a fixed function of them."
-    model.set_attn_implementation("sdpa" if lean else "eager")
-    assert fits_lean(model) == lean
+    model.set_attn_implementation("sdpa" if packed else "eager")
+    assert fits_packed(model) == packed
     model.zero_grad()
     found = []
-    for task in two_task_forward(model, batch(), bottleneck, padded=padded):
+    for task in T5_PACKED.forward_tasks(model, batch(), bottleneck, padded=padded):
         found += [task.hidden if padded else task.hidden[task.mask], task.encoder[task.encoder_mask.bool()]]
     sum((states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum() for states in found).backward()
     return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -41,8 +41,8 @@ def states_and_gradients(model, padded, lean, bottleneck=None):
 def test_equal_to_the_models_own_forward(kind, padded):
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**SMALL, **kind)).train()
-    (own, expected), (lean, found) = (states_and_gradients(model, padded, lean) for lean in (False, True))
-    for got, want in zip(lean, own, strict=True):
+    (own, expected), (packed, found) = (states_and_gradients(model, padded, packed) for packed in (False, True))
+    for got, want in zip(packed, own, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert found.keys() == expected.keys()
     for name, want in expected.items():
@@ -54,16 +54,16 @@ def test_a_bottleneck_changes_the_label_task_alone():
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**SMALL, **KINDS["v1.1"])).train()
     def halve(states, mask): return states / 2, states.mean()
-    (own, _), (lean, _) = (states_and_gradients(model, False, lean, halve) for lean in (False, True))
-    for got, want in zip(lean, own, strict=True):
+    (own, _), (packed, _) = (states_and_gradients(model, False, packed, halve) for packed in (False, True))
+    for got, want in zip(packed, own, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert two_task_forward(model, batch(), halve)[0].kl is not None
+    assert T5_PACKED.forward_tasks(model, batch(), halve)[0].kl is not None
 
 
 def test_one_task():
     model = T5ForConditionalGeneration(T5Config(**SMALL, **KINDS["v1.1"]))
     label_only = {name: tensor for name, tensor in batch().items() if name.startswith("predict")}
-    predict, explain = two_task_forward(model, label_only)
+    predict, explain = T5_PACKED.forward_tasks(model, label_only)
     assert explain is None and predict.hidden.shape == (3, 4, 16)
 
 
@@ -72,7 +72,7 @@ def test_dropout_is_on_in_training_only_and_follows_the_seed():
     model = T5ForConditionalGeneration(T5Config(**{**SMALL, "dropout_rate": 0.3}, **KINDS["v1.1"]))
     def hidden(seed):
         torch.manual_seed(seed)
-        return two_task_forward(model, batch())[1].hidden
+        return T5_PACKED.forward_tasks(model, batch())[1].hidden
     model.train()
     assert torch.equal(hidden(1), hidden(1)) and not torch.equal(hidden(1), hidden(2))
     model.eval()
@@ -92,18 +92,18 @@ def test_dropout_keeps_the_mean_and_its_gradient_mask():
 
 def test_where_it_does_not_fit():
     model = T5ForConditionalGeneration(T5Config(**SMALL, **KINDS["v1.1"])).train()
-    assert fits_lean(model)
+    assert fits_packed(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not fits_lean(model)
+        assert not fits_packed(model)
     hooked = copy.deepcopy(model)
     hooked.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda *_: None)
-    assert not fits_lean(hooked)
+    assert not fits_packed(hooked)
     adapted = copy.deepcopy(model)
     adapted.decoder.block[0].layer[0].SelfAttention.v = torch.nn.Sequential(torch.nn.Linear(16, 16))
-    assert not fits_lean(adapted)
+    assert not fits_packed(adapted)
     model.gradient_checkpointing_enable()
-    assert not fits_lean(model)
+    assert not fits_packed(model)
     bart = BartConfig(vocab_size=32, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
                       decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0,
                       eos_token_id=1, bos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=1)
-    assert not fits_lean(BartForConditionalGeneration(bart))
+    assert not fits_packed(BartForConditionalGeneration(bart))

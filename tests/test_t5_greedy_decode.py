@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from cotmi.students.t5_greedy import fits_greedy, greedy_ids
+from cotmi.students.t5_greedy_decode import fits_greedy_decode, greedy_decode
 
 SHAPES = {"untied": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
           "tied": dict(feed_forward_proj="relu", tie_word_embeddings=True)}
@@ -34,20 +34,20 @@ def by_generate(model, inputs, most):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_tokens_of_generate(shape, seed):
     model = student(shape, seed)
-    assert fits_greedy(model)
+    assert fits_greedy_decode(model)
     inputs = [torch.randint(2, 20, (n,)).tolist() for n in (1, 30, 7, 3, 12, 12, 5, 9, 2, 21, 4, 8)]
     expected = by_generate(model, inputs, 15)
     for cache_mb in (256, 0.02):
-        assert greedy_ids(model, inputs, 15, cache_mb) == expected
+        assert greedy_decode(model, inputs, 15, cache_mb) == expected
 
 
 def test_nothing_to_do():
     model = student("untied", 0)
-    assert greedy_ids(model, [], 5) == []
-    assert [len(answer) <= 1 for answer in greedy_ids(model, [[3, 4, 1]], 1)] == [True]
+    assert greedy_decode(model, [], 5) == []
+    assert [len(answer) <= 1 for answer in greedy_decode(model, [[3, 4, 1]], 1)] == [True]
 
 
 def test_other_ways_of_generating_are_left_to_generate():
     model = student("untied", 0)
     model.generation_config.no_repeat_ngram_size = 2
-    assert not fits_greedy(model)
+    assert not fits_greedy_decode(model)
