@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from .calibration import scale
 from ..students.generation import generate, generate_ids, target_log_likelihoods
 from ..students.student import Student
-from ..students.tasks import ANSWER_MARKER, split_answer, tokenize_examples
+from ..students.tasks import ANSWER_MARKER, METHODS, tokenize_examples
 from ..training.run_config import RunConfig
 
 # %% ../../nbs/evaluation/05_answers.ipynb #ae4dc68d
@@ -31,7 +31,7 @@ def label_targets(
     "Token ids of candidate labels, and where to begin counting."
     if not labels:
         return [], []
-    if method != "single_task":
+    if not METHODS[method].joined_target:
         targets = tokenizer(text_target=list(labels), truncation=True, max_length=max_length)["input_ids"]
         return targets, [0] * len(labels)
     tails = tokenizer([f" {ANSWER_MARKER} {label}" for label in labels], truncation=True, max_length=max_length)
@@ -62,17 +62,16 @@ def answer(
     tokens = tokenize_examples(examples, tokenizer, method, config.max_input_length, config.max_target_length)
     inputs = tokens["predict_input_ids"]
     told = generate_ids(student, inputs, config.generation_max_length, size, name and f"{name}: labels")
-    predicted, written, ids = told.texts, [None] * len(examples), told.token_ids
-    if method == "single_task":
-        written, predicted = map(list, zip(*map(split_answer, told.texts), strict=True))
-    elif method != "finetune" and rationales:
+    answers, ids = [METHODS[method].split(text) for text in told.texts], told.token_ids
+    written, predicted = [rationale for rationale, _ in answers], [label for _, label in answers]
+    if METHODS[method].explains and rationales:
         written = generate(student, tokens["explain_input_ids"], config.generation_max_length, size,
                            name and f"{name}: rationales")
     choices = [list(c) or list(labels) for c in examples["choices"]]
     targets, starts = [], []
     for row, candidates in enumerate(choices): # the candidates, then what was written
         known, begin = label_targets(tokenizer, candidates, method, written[row] or "", config.max_target_length)
-        if method == "single_task":
+        if METHODS[method].joined_target:
             own, at = label_targets(tokenizer, predicted[row:row + 1], method, written[row], config.max_target_length)
         else:
             own, at = [ids[row]], [0]

@@ -22,7 +22,7 @@ from .rationale_quality import Embedder, score_rationales
 from .statistics import association, share_interval
 from ..students.generation import target_log_likelihoods
 from ..students.student import Student
-from ..students.tasks import student_input
+from ..students.tasks import METHODS, student_input
 from ..training.run_config import RunConfig
 
 # %% ../../nbs/evaluation/06_scoring.ipynb #29f55fc3
@@ -128,7 +128,7 @@ def rationale_effect(
 ) -> np.ndarray: # [examples] nats; empty where there are fewer than two rationales
     "Log-likelihood of the gold label given the student's own rationale, less that given another example's."
     known = table[table.generated_rationale.fillna("").str.strip() != ""]
-    if len(known) < 2 or config.method == "finetune":
+    if len(known) < 2 or not METHODS[config.method].writes_rationales:
         return np.zeros(0)
     order = np.random.default_rng(seed).permutation(len(known))[:most]
     known = known.iloc[order]
@@ -137,7 +137,7 @@ def rationale_effect(
     for given in (own, own[1:] + own[:1]): # one round of a shuffled order: nobody keeps his own
         texts, targets, starts = [], [], []
         for text, gold, rationale in zip(known.input, known.gold_label, given, strict=True):
-            single = config.method == "single_task"
+            single = METHODS[config.method].joined_target
             joined = text if single else text + SEGMENT_SEPARATOR + rationale
             texts.append(student_input(joined, "predict", config.method, student.tokenizer.eos_token or ""))
             target, start = label_targets(student.tokenizer, [gold], config.method, rationale if single else "",

@@ -34,7 +34,7 @@ from ..students.features import features
 from ..students.generation import generate
 from ..students.loading import load_student
 from ..students.student import Student
-from ..students.tasks import split_answer, tokenize_examples
+from ..students.tasks import METHODS, Method, tokenize_examples
 from .callbacks import FinishWithEvaluation, History, ProgressBar
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
@@ -47,7 +47,7 @@ def run_objective(
     config: RunConfig, # Method, objective, features and beta
 ) -> Objective | None: # Its record, if it has one
     "The mutual-information term that a run computes."
-    if config.method != "mi":
+    if not METHODS[config.method].mutual_information:
         return None
     objective = get_objective(config.objective)
     check_choice(f"features of objective {objective.name}", config.features, objective.features)
@@ -213,13 +213,13 @@ class WatchedSplit:
     input_ids: list[list[int]] # Token ids of the label task's inputs
     gold: list[str] # Gold labels, as the data has them
     label_kind: str # How labels are compared, of LABEL_KINDS
-    joined: bool = False # Whether an answer is a rationale with the label behind it
+    method: Method # What an answer holds
 
     def accuracy(self,
         answers: Sequence[str], # What the student wrote, in the order of the inputs
     ) -> float: # Share that is right
         "Share of answers that agree with the gold label."
-        predicted = [split_answer(text)[1] if self.joined else text for text in answers]
+        predicted = [self.method.split(text)[1] for text in answers]
         return float(np.mean([same_label(self.label_kind, a, b) for a, b in zip(predicted, self.gold, strict=True)]))
 
 # %% ../../nbs/training/06_trainer.ipynb #dc408321
@@ -235,7 +235,7 @@ def watched_splits(
         tokens = tokenize_examples(rows, student.tokenizer, config.method, config.max_input_length,
                                    config.max_target_length)
         watched[name] = WatchedSplit(tokens["predict_input_ids"], list(rows["gold_label"]), data.spec.label_kind,
-                                     config.method == "single_task")
+                                     METHODS[config.method])
     return watched
 
 # %% ../../nbs/training/06_trainer.ipynb #54984b30
@@ -342,8 +342,8 @@ def _training_rows(data: LoadedData, student: Student, config: RunConfig) -> Dat
     "Tokenised train rows, with the columns of the tasks that are trained."
     tokenized = tokenize_examples(data.examples["train"], student.tokenizer, config.method,
                                   config.max_input_length, config.max_target_length).remove_columns("id")
-    one_task = config.method in ("finetune", "single_task")
-    return tokenized.remove_columns(["explain_input_ids", "rationale_ids"]) if one_task else tokenized
+    explains = METHODS[config.method].explains
+    return tokenized if explains else tokenized.remove_columns(["explain_input_ids", "rationale_ids"])
 
 def training_texts(
     data: LoadedData, # The data of a run
