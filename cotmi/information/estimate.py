@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIEstimate', 'EstimationCancelled', 'estimate_mi']
 
-# %% ../../nbs/information/05_estimate.ipynb #54604b16
+# %% ../../nbs/information/05_estimate.ipynb #a8aad16d
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,17 +13,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..core import EstimationError, Interval, check_choice
 from .bounds import BOUNDS, Bound, get_bound
-from .critic_fit import FitLog, _estimate, fit_critic, read_bound, score, shuffled_batches
-from .critics import GaussianConditional, make_critic
-from .preparation import _Basis, _Side, _Started, check_pairs
+from .critic_fit import FitLog, fit_critic, read_bound, score, shuffled_batches
+from .critics import Critic, GaussianStart, get_critic
+from .preparation import CanonicalBasis, PreparedSide, check_pairs
 
-# %% ../../nbs/information/05_estimate.ipynb #e6b0c8cc
+# %% ../../nbs/information/05_estimate.ipynb #21a91ac0
 _SIGNS = {"lower": "≥", "upper": "≤", "neither": "≈"}
 
+def _of_its_own(bound: Bound) -> dict[str, str]:
+    "Title and direction of a bound that `BOUNDS` does not know."
+    known = BOUNDS.get(bound.name)
+    same = known is not None and (known.title, known.direction) == (bound.title, bound.direction)
+    return {} if same else {"title": bound.title, "direction": bound.direction}
+
+# %% ../../nbs/information/05_estimate.ipynb #e6b0c8cc
 @dataclass(frozen=True)
 class MIEstimate:
     "Mutual information of held-out pairs, in nats, with its interval and what is known against it."
@@ -31,155 +39,244 @@ class MIEstimate:
     low: float # Lower end of the interval
     high: float # Upper end
     ceiling: float | None # The most that the bound could have been, or None
-    bound: str # A key of `BOUNDS`
+    bound: str # A key of `BOUNDS`, or the name of a bound of your own
     critic: str # The critic's name
     pairs: int # Pairs scored
-    diagnostics: dict[str, Any] = field(default_factory=dict) # What was found on the way
+    diagnostics: dict[str, Any] = field(default_factory=dict) # What was seen on the way
 
     @property
     def interval(self) -> Interval: return Interval(self.value, self.low, self.high)
     @property
-    def direction(self) -> str: return BOUNDS[self.bound].direction
+    def title(self) -> str: return self.diagnostics.get("title") or BOUNDS[self.bound].title
+    @property
+    def direction(self) -> str: return self.diagnostics.get("direction") or BOUNDS[self.bound].direction
     @property
     def notes(self) -> list[str]: return list(self.diagnostics.get("notes", []))
 
     def __repr__(self) -> str:
         ceiling = f", ceiling {self.ceiling:.2f}" if self.ceiling is not None else ""
-        lines = [f"I(Z;V) {_SIGNS[self.direction]} {self.value:.3f} nats [{self.low:.3f}, {self.high:.3f}] "
-                 f"({BOUNDS[self.bound].title}, {self.critic} critic, {self.pairs:,} pairs{ceiling})"]
-        return "\n  - ".join(lines + self.notes)
+        line = (f"I(Z;V) {_SIGNS[self.direction]} {self.value:.3f} nats [{self.low:.3f}, {self.high:.3f}] "
+                f"({self.title}, {self.critic} critic, {self.pairs:,} pairs{ceiling})")
+        return "\n  - ".join([line, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         "Plain values, for JSON."
         return asdict(self)
 
     @classmethod
-    def from_dict(
-        cls,
-        values: dict[str, Any], # As `to_dict` gives them
-    ) -> "MIEstimate": # The record
-        "Read a record back; raises `EstimationError` when a key is missing."
+    def from_dict(cls, values: dict[str, Any]) -> "MIEstimate":
+        "Read back what `to_dict` gave; raises `EstimationError` when a key is missing."
         try:
             return cls(**values)
         except TypeError as fault:
             raise EstimationError(f"This is no estimate of mutual information: {fault}.") from fault
 
-class EstimationCancelled(EstimationError):
-    "The progress callback asked to stop."
-
-# %% ../../nbs/information/05_estimate.ipynb #edf556c6
-class _Options(NamedTuple):
+# %% ../../nbs/information/05_estimate.ipynb #15eb015e
+class _Setup(NamedTuple):
     "What `estimate_mi` passes to each fold."
-    bound: Bound
-    critic: Any
-    hidden: tuple[int, ...]
-    embedding: int
-    scaling: str
-    components: int | None
-    start: str
-    fit: dict[str, Any]
-    batch: int
+    bound: Bound # With its tau
+    critic: Critic # The bound's own, where it has one
+    hidden: tuple[int, ...] # Hidden layers of the critic
+    embedding: int # Embedding of the separable critic
+    scaling: str # `normal-scores` or `standard`
+    components: int | None # PCA dimensions a side
+    from_gaussian: bool # Whether critics start from the closed form
+    steps: int # Most optimiser steps
+    batch: int # Pairs a step
+    learning_rate: float # Of the critic
+    weight_decay: float # Of the critic
 
-def _make(options: _Options, basis: _Basis, z_width: int, v_width: int) -> nn.Module:
+# %% ../../nbs/information/05_estimate.ipynb #d90fb5ed
+def _new_critic(setup: _Setup, correlations: Tensor, z_width: int, v_width: int) -> nn.Module:
     "A critic for canonical variates."
-    rho, started = basis.correlations, options.start == "gaussian"
-    if options.bound.conditional:
-        model = GaussianConditional(z_width, v_width, options.hidden)
-        if started:
-            with torch.no_grad():
-                model.line.weight.zero_(), model.line.bias.zero_()
-                model.line.weight[: len(rho), : len(rho)] = rho.diag()
-                log_variance = torch.log1p(-rho**2).clamp(min=-7.9)
-                model.curve[-1].bias[z_width : z_width + len(rho)] = 8 * torch.atanh(log_variance / 8)
-        return model
-    critic = options.critic(z_width, v_width) if callable(options.critic) else \
-        make_critic(options.critic, z_width, v_width, options.hidden, options.embedding)
-    return _Started(critic, rho, constant=float(options.bound.name == "nwj")) if started else critic
+    module = setup.critic.make(z_width, v_width, setup.hidden, setup.embedding)
+    return setup.critic.start(module, correlations, setup.bound.offset) if setup.from_gaussian else module
 
-# %% ../../nbs/information/05_estimate.ipynb #e3f3af2d
-class _Fold(NamedTuple):
-    "What one fold gives."
-    scores: list[Tensor] # [B, B] held-out scores of each seed
-    gaussian: Tensor # [B, B] held-out log-density ratios of the Gaussian closed form
-    train_value: float # The bound on training pairs
-    logs: list[FitLog]
-    sides: tuple[_Side, _Side]
-
+# %% ../../nbs/information/05_estimate.ipynb #832063e2
 def _default_components(pairs: int) -> int:
     "How many dimensions a side this many training pairs can support: one for 16 pairs, 2 to 64."
     return max(2, min(64, pairs // 16))
 
-def _run_fold(z: Tensor, v: Tensor, held: Tensor, rest: Tensor, options: _Options, seeds: Sequence[int], tau: float,
-              tick: Callable[[], None]) -> _Fold:
-    "Fit on `rest` and score `held`, once for each seed."
-    scores, logs, gaussian, train_values = [], [], 0, []
-    components = options.components or _default_components(len(rest) - len(rest) // 8)
-    sides = tuple(_Side(x[rest], components, options.scaling, seeds[0]) for x in (z, v))
-    prepared = sides[0](z), sides[1](v)
-    for seed in seeds:
-        order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
-        valid, train = order[: max(2, len(order) // 8)], order[max(2, len(order) // 8):]
-        basis = _Basis(prepared[0][train], prepared[1][train])
-        a, b = basis(*prepared)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            critic = _make(options, basis, a.shape[1], b.shape[1])
-        batches = shuffled_batches(a[train], b[train], options.batch, seed)
-        logs.append(fit_critic(critic, options.bound.name, batches, (a[valid], b[valid]), **options.fit))
-        scores.append(score(critic, a[held], b[held]).double())
-        gaussian = gaussian + score(_Started(None, basis.correlations), a[held], b[held]).double() / len(seeds)
-        seen = train[: len(held)]
-        train_values.append(float(_estimate(options.bound, tau)(score(critic, a[seen], b[seen]).double())))
-        tick()
-    return _Fold(scores, gaussian, float(np.mean(train_values)), logs, sides)
+# %% ../../nbs/information/05_estimate.ipynb #75a3b2d0
+class _Fit(NamedTuple):
+    "What one critic gives."
+    scores: Tensor # [B, B] held-out scores
+    gaussian: Tensor # [B, B] held-out log-density ratios of the Gaussian closed form
+    train_value: float # The bound on training pairs
+    log: FitLog # How the training went
 
-# %% ../../nbs/information/05_estimate.ipynb #eda61e8f
-def _diagnose(found: Interval, bound: Bound, ceiling: float | None, folds: list[_Fold], tau: float, steps: int,
-              widths: tuple[int, int], notes: list[str]) -> dict[str, Any]:
-    "The diagnostics of an estimate; warnings are added to `notes`."
-    ensemble = [torch.stack(f.scores).mean(0) for f in folds]
-    by_seed = [read_bound(bound.name, [f.scores[s] for f in folds], tau=tau, resamples=0).value
-               for s in range(len(folds[0].scores))]
+# %% ../../nbs/information/05_estimate.ipynb #226d3521
+def _fit_and_score(prepared: tuple[Tensor, Tensor], held: Tensor, rest: Tensor, setup: _Setup, seed: int) -> _Fit:
+    "Fit one critic on the prepared rows `rest` and score the rows `held`."
+    order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
+    valid, train = order[: max(2, len(order) // 8)], order[max(2, len(order) // 8):]
+    basis = CanonicalBasis(prepared[0][train], prepared[1][train])
+    a, b = basis(*prepared)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        critic = _new_critic(setup, basis.correlations, a.shape[1], b.shape[1])
+    batches = shuffled_batches(a[train], b[train], setup.batch, seed)
+    log = fit_critic(critic, setup.bound, batches, (a[valid], b[valid]), steps=setup.steps, block=setup.critic.block,
+                     learning_rate=setup.learning_rate, weight_decay=setup.weight_decay)
+    gaussian = score(GaussianStart(None, basis.correlations), a[held], b[held]).double()
+    seen = train[: len(held)]
+    train_value = float(setup.bound.read(score(critic, a[seen], b[seen]).double()))
+    return _Fit(score(critic, a[held], b[held]).double(), gaussian, train_value, log)
+
+# %% ../../nbs/information/05_estimate.ipynb #e3f3af2d
+class _Fold(NamedTuple):
+    "What one fold gives."
+    fits: list[_Fit] # One for each seed
+    sides: tuple[PreparedSide, PreparedSide] # The preparation of z and of v
+
+    @property
+    def scores(self) -> Tensor: # [B, B]
+        return torch.stack([fit.scores for fit in self.fits]).mean(0)
+    @property
+    def gaussian(self) -> Tensor: # [B, B]
+        return torch.stack([fit.gaussian / len(self.fits) for fit in self.fits]).sum(0)
+
+# %% ../../nbs/information/05_estimate.ipynb #9ea00ba0
+def _run_fold(z: Tensor, v: Tensor, held: Tensor, rest: Tensor, setup: _Setup, seeds: Sequence[int],
+              tick: Callable[[], None]) -> _Fold:
+    "Fit on `rest` and score `held`, once for each seed; `tick` is called after each."
+    components = setup.components or _default_components(len(rest) - len(rest) // 8)
+    z_side, v_side = (PreparedSide(x[rest], components, setup.scaling, seeds[0]) for x in (z, v))
+    prepared, fits = (z_side(z), v_side(v)), []
+    for seed in seeds:
+        fits.append(_fit_and_score(prepared, held, rest, setup, seed))
+        tick()
+    return _Fold(fits, (z_side, v_side))
+
+# %% ../../nbs/information/05_estimate.ipynb #1bde09de
+class EstimationCancelled(EstimationError):
+    "The progress callback asked to stop."
+
+class _Progress:
+    "Counts the critics that are fitted and tells the caller, who may stop by answering False."
+    def __init__(self, total: int, callback: Callable[[int, int], bool | None] | None):
+        self.done, self.total, self.callback = 0, total, callback
+
+    def tick(self) -> None:
+        self.done += 1
+        if self.callback is not None and self.callback(self.done, self.total) is False:
+            raise EstimationCancelled(f"Stopped after {self.done} of {self.total} critics, as asked.")
+
+# %% ../../nbs/information/05_estimate.ipynb #ab5188ce
+def _run_folds(z: Tensor, v: Tensor, setup: _Setup, folds: int, seeds: int, seed: int,
+               progress: _Progress) -> list[_Fold]:
+    "Score every pair by critics that were fitted on the other folds."
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
+    parts, results = [p.sort().values for p in order.tensor_split(folds)], []
+    for k, held in enumerate(parts):
+        rest = torch.cat([p for j, p in enumerate(parts) if j != k])
+        fold_seeds = [1000 * seed + 10 * k + s for s in range(seeds)]
+        results.append(_run_fold(z, v, held, rest, setup, fold_seeds, progress.tick))
+    return results
+
+# %% ../../nbs/information/05_estimate.ipynb #04a4b4dd
+def _blocks(scores: Tensor, block: int) -> list[Tensor]:
+    "Square blocks along the diagonal of [B, B] scores, of at most `block` pairs and nearly equal sizes."
+    parts = torch.arange(len(scores)).tensor_split(math.ceil(len(scores) / block))
+    return [scores[part[:, None], part] for part in parts]
+
+# %% ../../nbs/information/05_estimate.ipynb #937597a0
+def _effective_false_pairs(matrices: Sequence[Tensor]) -> float:
+    "How many false pairs carry the mean of exp: (Σ eˢ)² / Σ e²ˢ."
+    off = torch.cat([m[~torch.eye(len(m), dtype=torch.bool)] for m in matrices])
+    return float((2 * off.logsumexp(0) - (2 * off).logsumexp(0)).exp())
+
+# %% ../../nbs/information/05_estimate.ipynb #a005bb97
+def _measured(estimate: Interval, ceiling: float | None, setup: _Setup, folds: list[_Fold],
+              widths: tuple[int, int]) -> dict[str, Any]:
+    "The diagnostics of an estimate, as numbers."
+    by_seed = [read_bound(setup.bound, [f.fits[s].scores for f in folds], resamples=0).value
+               for s in range(len(folds[0].fits))]
     gaussian, twin = (read_bound(name, [f.gaussian for f in folds], resamples=0).value for name in ("gaussian", "club"))
-    logs = [log for f in folds for log in f.logs]
-    train, rising = float(np.mean([f.train_value for f in folds])), sum(log.still_rising for log in logs)
-    sides = folds[0].sides
-    found_out = {
-        "by_seed": by_seed, "train": train, "train_gap": train - found.value,
-        "best_steps": [log.best_step for log in logs], "still_rising": rising, "gaussian": gaussian, "upper_twin": twin,
-        "z_width": widths[0], "v_width": widths[1], "z_used": sides[0].width, "v_used": sides[1].width,
-        "z_variance_kept": sides[0].kept, "v_variance_kept": sides[1].kept,
-        "ceiling_reached": ceiling is not None and found.value > 0.85 * ceiling,
-        "above_upper_twin": bound.direction == "lower" and found.low > max(twin, 0) + 0.05,
+    logs, (z_side, v_side) = [fit.log for f in folds for fit in f.fits], folds[0].sides
+    train = float(np.mean([float(np.mean([fit.train_value for fit in f.fits])) for f in folds]))
+    measured = {
+        "by_seed": by_seed, "train": train, "train_gap": train - estimate.value,
+        "best_steps": [log.best_step for log in logs], "still_rising": sum(log.still_rising for log in logs),
+        "gaussian": gaussian, "upper_twin": twin,
+        "z_width": widths[0], "v_width": widths[1], "z_used": z_side.width, "v_used": v_side.width,
+        "z_variance_kept": z_side.kept, "v_variance_kept": v_side.kept,
+        "ceiling_reached": ceiling is not None and estimate.value > 0.85 * ceiling,
+        "above_upper_twin": setup.bound.direction == "lower" and estimate.low > max(twin, 0) + 0.05,
     }
-    if not bound.conditional: # how many false pairs carry the mean of exp
-        off = torch.cat([m[~torch.eye(len(m), dtype=torch.bool)] for m in ensemble])
-        found_out["effective_false_pairs"] = float((2 * off.logsumexp(0) - (2 * off).logsumexp(0)).exp())
-    for name, side, width in (("z", sides[0], widths[0]), ("v", sides[1], widths[1])):
+    if setup.bound.critic is None: # a Gaussian conditional has no mean of exp
+        measured["effective_false_pairs"] = _effective_false_pairs([f.scores for f in folds])
+    return measured
+
+# %% ../../nbs/information/05_estimate.ipynb #e00e2b9e
+def _left_out(folds: list[_Fold], widths: tuple[int, int]) -> list[str]:
+    "What the preparation of the first fold left out, in sentences."
+    notes = []
+    for name, side, width in zip("zv", folds[0].sides, widths, strict=True):
         constant = int((~side.keep).sum())
         if constant:
             notes.append(f"{constant} of {width} dimensions of {name} are constant and left out.")
         if side.directions is not None:
             notes.append(f"PCA takes {name} from {width} to {side.width} dimensions ({side.kept:.0%} of the variance).")
-    if found_out["ceiling_reached"]:
+    return notes
+
+# %% ../../nbs/information/05_estimate.ipynb #27392e45
+def _warnings(estimate: Interval, ceiling: float | None, bound: Bound, steps: int,
+              measured: dict[str, Any]) -> list[str]:
+    "What the diagnostics warn of, in sentences."
+    notes, critics = [], len(measured["best_steps"])
+    if measured["ceiling_reached"]:
         notes.append(f"Near the ceiling of {ceiling:.2f} nats: the truth may be far above. More pairs raise it.")
-    if rising:
-        notes.append(f"{rising} of {len(logs)} critics were still improving after {steps} steps; allow more steps.")
-    if found_out["above_upper_twin"]:
-        notes.append(f"Above CLUB with a Gaussian conditional ({twin:.2f} nats): the dependence is not linear, or the "
-                     "estimate is too high.")
-    if bound.name in ("dv", "nwj", "js") and found_out["effective_false_pairs"] < 50:
-        notes.append(f"About {found_out['effective_false_pairs']:.0f} false pairs carry the mean of exp: it is unsure.")
-    if found_out["train_gap"] > max(0.5, 0.5 * abs(found.value)):
-        notes.append(f"{train:.2f} nats on the training pairs: the critic remembers them, and more pairs would help.")
-    return found_out
+    if measured["still_rising"]:
+        notes.append(f"{measured['still_rising']} of {critics} critics were still improving after {steps} steps; allow "
+                     "more steps.")
+    if measured["above_upper_twin"]:
+        notes.append(f"Above CLUB with a Gaussian conditional ({measured['upper_twin']:.2f} nats): the dependence is "
+                     "not linear, or the estimate is too high.")
+    if bound.few_pairs_unsettle and measured["effective_false_pairs"] < 50:
+        notes.append(f"About {measured['effective_false_pairs']:.0f} false pairs carry the mean of exp: it is unsure.")
+    if measured["train_gap"] > max(0.5, 0.5 * abs(estimate.value)):
+        notes.append(f"{measured['train']:.2f} nats on the training pairs: the critic remembers them, and more pairs "
+                     "would help.")
+    return notes
+
+# %% ../../nbs/information/05_estimate.ipynb #110f48c5
+def _recorded(estimate: Interval, matrices: Sequence[Tensor], setup: _Setup, folds: list[_Fold],
+              widths: tuple[int, int], asked: dict[str, Any]) -> MIEstimate:
+    "The estimate with its ceiling and its diagnostics."
+    bound, pairs = setup.bound, sum(len(matrix) for matrix in matrices)
+    ceiling = bound.ceiling(min(len(matrix) for matrix in matrices))
+    measured = _measured(estimate, ceiling, setup, folds, widths)
+    notes = _left_out(folds, widths) + _warnings(estimate, ceiling, bound, setup.steps, measured)
+    return MIEstimate(*estimate, ceiling, bound.name, setup.critic.name, pairs,
+                      {"notes": notes, **_of_its_own(bound), **asked, **measured})
+
+# %% ../../nbs/information/05_estimate.ipynb #c4960934
+def _nothing(setup: _Setup, pairs: int, side: str) -> MIEstimate:
+    "The estimate where a side is constant."
+    note = f"Every dimension of {side} is constant, and a constant carries no information."
+    return MIEstimate(0.0, 0.0, 0.0, None, setup.bound.name, setup.critic.name, pairs,
+                      {"notes": [note], **_of_its_own(setup.bound)})
+
+# %% ../../nbs/information/05_estimate.ipynb #727a2f5c
+def _check_options(scaling: str, start: str, folds: int, seeds: int) -> None:
+    "Refuse options that mean nothing."
+    check_choice("scaling", scaling, ("normal-scores", "standard"), EstimationError)
+    check_choice("start", start, ("gaussian", "none"), EstimationError)
+    if folds < 2 or seeds < 1:
+        raise EstimationError(f"folds is {folds} and seeds is {seeds}; at least 2 folds and 1 seed are needed.")
+
+# %% ../../nbs/information/05_estimate.ipynb #d7e978f5
+def _constant_side(z: Tensor, v: Tensor) -> str | None:
+    "The side on which every dimension is constant, if there is one."
+    return next((side for side, x in (("z", z), ("v", v)) if bool((x.std(0) <= 1e-6 * x.abs().max()).all())), None)
 
 # %% ../../nbs/information/05_estimate.ipynb #b0720fbf
 def estimate_mi(
-    z, # [n, Dz] features of the label task, array or tensor
-    v, # [n, Dv] features of the rationale task; row i of both belongs to example i
-    bound: str = "infonce", # A key of `BOUNDS`
-    critic: str | Callable[[int, int], nn.Module] = "separable", # bilinear, separable, concat, or a maker of critics
+    z: ArrayLike | Tensor, # [n, Dz] features of the label task
+    v: ArrayLike | Tensor, # [n, Dv] features of the rationale task; row i of both belongs to example i
+    bound: str | Bound = "infonce", # A key of `BOUNDS`, package.module:attribute, or a bound of your own
+    critic: str | Critic | Callable[[int, int], nn.Module] = "separable", # A key of `CRITICS`, or your own likewise
     *,
     folds: int = 5, # Parts for cross-fitting
     seeds: int = 2, # Critics trained for each fold
@@ -200,42 +297,16 @@ def estimate_mi(
     progress: Callable[[int, int], bool | None] | None = None, # Called with (done, total); False cancels
 ) -> MIEstimate: # The estimate in nats; raises EstimationError, EstimationCancelled
     "Bound the mutual information of paired features, each pair scored by critics that never saw it."
-    record = get_bound(bound)
-    check_choice("scaling", scaling, ("normal-scores", "standard"), EstimationError)
-    check_choice("start", start, ("gaussian", "none"), EstimationError)
-    if folds < 2 or seeds < 1:
-        raise EstimationError(f"folds is {folds} and seeds is {seeds}; at least 2 folds and 1 seed are needed.")
+    _check_options(scaling, start, folds, seeds)
+    record, free_critic = get_bound(bound).with_tau(tau), get_critic(critic)
     z, v = check_pairs(z, v, least=max(4 * folds, 20))
-    n, name = len(z), critic if isinstance(critic, str) else getattr(critic, "__name__", "own")
-    name = "gaussian" if record.conditional else name
-    options = _Options(record, critic, tuple(hidden), embedding, scaling, components,
-                       "gaussian" if bound == "gaussian" else start, dict(
-        steps=0 if bound == "gaussian" else steps, block=32 if critic == "concat" else None,
-        learning_rate=learning_rate, weight_decay=weight_decay), batch)
-    for side, x in (("z", z), ("v", v)):
-        if bool((x.std(0) <= 1e-6 * x.abs().max()).all()):
-            note = f"Every dimension of {side} is constant, and a constant carries no information."
-            return MIEstimate(0.0, 0.0, 0.0, None, bound, name, n, {"notes": [note]})
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    parts, done, notes, found = [p.sort().values for p in order.tensor_split(folds)], 0, [], []
-
-    def tick():
-        nonlocal done
-        done += 1
-        if progress is not None and progress(done, folds * seeds) is False:
-            raise EstimationCancelled(f"Stopped after {done} of {folds * seeds} critics, as asked.")
-
-    for k, held in enumerate(parts):
-        rest = torch.cat([p for j, p in enumerate(parts) if j != k])
-        fold_seeds = [1000 * seed + 10 * k + s for s in range(seeds)]
-        found.append(_run_fold(z, v, held, rest, options, fold_seeds, tau, tick))
-    matrices = []
-    for fold in found:
-        scores = torch.stack(fold.scores).mean(0)
-        blocks = torch.arange(len(scores)).tensor_split(math.ceil(len(scores) / block))
-        matrices += [scores[b[:, None], b] for b in blocks]
-    interval = read_bound(bound, matrices, tau=tau, resamples=resamples, level=level, seed=seed)
-    ceiling = record.ceiling(min(len(m) for m in matrices))
-    diagnostics = _diagnose(interval, record, ceiling, found, tau, steps, (z.shape[1], v.shape[1]), notes)
-    settings = {"folds": folds, "seeds": seeds, "start": start, "scaling": scaling, "block": block, "seed": seed}
-    return MIEstimate(*interval, ceiling, bound, name, n, {"notes": notes, **settings, **diagnostics})
+    setup = _Setup(record, record.critic or free_critic, tuple(hidden), embedding, scaling, components,
+                   start == "gaussian" or not record.trained, steps if record.trained else 0, batch, learning_rate,
+                   weight_decay)
+    if side := _constant_side(z, v):
+        return _nothing(setup, len(z), side)
+    results = _run_folds(z, v, setup, folds, seeds, seed, _Progress(folds * seeds, progress))
+    matrices = [matrix for fold in results for matrix in _blocks(fold.scores, block)]
+    interval = read_bound(record, matrices, resamples=resamples, level=level, seed=seed)
+    asked = {"folds": folds, "seeds": seeds, "start": start, "scaling": scaling, "block": block, "seed": seed}
+    return _recorded(interval, matrices, setup, results, (z.shape[1], v.shape[1]), asked)

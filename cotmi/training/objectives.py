@@ -6,15 +6,14 @@
 __all__ = ['OBJECTIVES', 'Objective', 'get_objective', 'scale_gradient', 'feature_terms']
 
 # %% ../../nbs/training/03_objectives.ipynb #f46c328b
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..core import FEATURES, ConfigError, check_choice, nearest
 from ..information.bounds import BOUNDS, Bound
+from ..information.critics import import_named
 from .losses import POOLS, paper_surrogate
 
 # %% ../../nbs/training/03_objectives.ipynb #47ceff12
@@ -57,6 +56,15 @@ OBJECTIVES: dict[str, Objective] = {o.name: o for o in (
               paper="Chen et al. 2024, as the code has it"),
     *(_bounded(name) for name in ("infonce", "nwj", "dv", "smile", "js", "barber-agakov")))}
 
+# %% ../../nbs/training/03_objectives.ipynb #6b710f46
+def _named_objective(path: str) -> Objective:
+    "The record that `package.module:attribute` leads to."
+    value = import_named("objective", path, ConfigError)
+    if not isinstance(value, Objective):
+        raise ConfigError(f"objective is {path!r}, which is a {type(value).__name__}; expected an Objective. "
+                          "Wrap a function of z and v as Objective(name, title, loss=function).")
+    return value
+
 # %% ../../nbs/training/03_objectives.ipynb #78863881
 def get_objective(
     objective: str | Objective, # A key of `OBJECTIVES`, the `package.module:attribute` of your own, or a record
@@ -67,25 +75,9 @@ def get_objective(
     if objective in OBJECTIVES:
         return OBJECTIVES[objective]
     if ":" in objective:
-        return _imported_objective(objective)
+        return _named_objective(objective)
     raise ConfigError(f"objective is {objective!r}; allowed are {', '.join(OBJECTIVES)}, and package.module:attribute "
                       f"for one of your own.{nearest(objective, OBJECTIVES)}")
-
-# %% ../../nbs/training/03_objectives.ipynb #6b710f46
-def _imported_objective(path: str) -> Objective:
-    "The record that `package.module:attribute` leads to."
-    module, _, attribute = path.partition(":")
-    try:
-        value: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, ValueError) as fault: # ValueError: nothing before the colon
-        raise ConfigError(f"objective is {path!r}, but {module!r} cannot be imported ({fault}). It must be on Python's "
-                          "path: installed, or in the folder that you start from.") from fault
-    except AttributeError as fault:
-        raise ConfigError(f"objective is {path!r}, but {module} has no {attribute!r}.") from fault
-    if not isinstance(value, Objective):
-        raise ConfigError(f"objective is {path!r}, which is a {type(value).__name__}; expected an Objective. "
-                          "Wrap a function of z and v as Objective(name, title, loss=function).")
-    return value
 
 # %% ../../nbs/training/03_objectives.ipynb #5f36cf39
 def scale_gradient(

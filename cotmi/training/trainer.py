@@ -61,7 +61,7 @@ def _critic_beside(student: Student, objective: Objective | None, config: RunCon
         return None
     width_of = student.family.vocabulary_size if config.features == "vocab" else student.family.hidden_size
     width = width_of(student.model)
-    return VariationalObjective(objective.bound.name, width, width, critic=config.critic, hidden=config.critic_hidden,
+    return VariationalObjective(objective.bound, width, width, critic=config.critic, hidden=config.critic_hidden,
                                 embedding=config.critic_embedding, smile_tau=config.smile_tau)
 
 # %% ../../nbs/training/06_trainer.ipynb #5be6ee79

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['VARIATIONAL', 'RunningStandardize', 'VariationalObjective', 'Bottleneck']
 
-# %% ../../nbs/training/02_variational.ipynb #002ddfc8
+# %% ../../nbs/training/02_variational.ipynb #5e857154
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from ..core import OBJECTIVES, PAPER_OBJECTIVES, EstimationError, check_choice
-from ..information.bounds import dv_loss, get_bound, smile
-from ..information.critics import GaussianConditional, make_critic
+from ..core import EstimationError, nearest
+from ..information.bounds import BOUNDS, Bound, get_bound
+from ..information.critics import Critic, get_critic
 
 # %% ../../nbs/training/02_variational.ipynb #b11f583d
 class RunningStandardize(nn.Module):
@@ -38,27 +40,36 @@ class RunningStandardize(nn.Module):
             self.batches += 1
         return ((x - self.mean) * (self.variance + 1e-8).rsqrt()).clamp(-10, 10)
 
-# %% ../../nbs/training/02_variational.ipynb #434b3c66
-VARIATIONAL = tuple(name for name in OBJECTIVES if name not in PAPER_OBJECTIVES)
+# %% ../../nbs/training/02_variational.ipynb #36c775fa
+VARIATIONAL: tuple[str, ...] = tuple(name for name, bound in BOUNDS.items() if bound.direction == "lower")
 
+def _lower_bound(bound: str | Bound) -> Bound:
+    "The record of a bound that can be raised; `EstimationError` for the others."
+    known = get_bound(bound) if isinstance(bound, Bound) or bound in BOUNDS or ":" in bound else None
+    if known is None or known.direction != "lower":
+        raise EstimationError(f"objective is {bound!r}; allowed are {', '.join(VARIATIONAL)}, or a lower bound of your "
+                              f"own, a Bound.{nearest(str(bound), VARIATIONAL)}")
+    return known
+
+# %% ../../nbs/training/02_variational.ipynb #434b3c66
 class VariationalObjective(nn.Module):
     "A critic with the bound that it is trained on."
     def __init__(self,
-        objective: str, # infonce, nwj, dv, smile, js or barber-agakov
+        bound: str | Bound, # One of `VARIATIONAL`, package.module:attribute, or a lower bound of your own
         z_width: int, # Dimensions of Z
         v_width: int, # Dimensions of V
-        critic: str = "separable", # bilinear, separable or concat; barber-agakov has its own, a Gaussian q(z|v)
+        critic: str | Critic | Callable[[int, int], nn.Module] = "separable", # As for `get_critic`; unused where the
+        # bound has a critic of its own, as barber-agakov has
         hidden: int = 256, # Width of the critic's hidden layer
         embedding: int = 32, # Width of the embeddings of the separable critic
         smile_tau: float = 5.0, # Clip of SMILE's false pairs
     ):
         super().__init__()
-        self.bound = get_bound(check_choice("objective", objective, VARIATIONAL, EstimationError))
-        self.smile_tau = smile_tau
+        self.bound = _lower_bound(bound).with_tau(smile_tau)
         self.z_scale, self.v_scale = RunningStandardize(z_width), RunningStandardize(v_width)
-        self.critic = (GaussianConditional(z_width, v_width, (hidden,)) if self.bound.conditional
-                       else make_critic(critic, z_width, v_width, (hidden,), embedding))
-        self.register_buffer("log_average", torch.tensor(float("nan"))) # of E[exp f], for dv
+        record = self.bound.critic or get_critic(critic)
+        self.critic = record.make(z_width, v_width, (hidden,), embedding)
+        self.register_buffer("log_average", torch.tensor(float("nan"))) # the bound's state: for dv, of E[exp f]
         self.register_buffer("last", torch.zeros(())) # the newest estimate
 
     def forward(self,
@@ -70,19 +81,13 @@ class VariationalObjective(nn.Module):
             return (z.sum() + v.sum()) * 0, self.last.clone()
         with torch.autocast(z.device.type, enabled=False): # scores go into exponentials: bfloat16 is too coarse
             scores = self.critic(self.z_scale(z), self.v_scale(v))
-        loss = self._loss(scores)
+        loss, state = self.bound.loss(scores, self.log_average)
         with torch.no_grad():
-            found = smile(scores, tau=self.smile_tau) if self.bound.name == "smile" else self.bound.estimate(scores)
-            self.last.copy_(found)
-        return loss, found
-
-    def _loss(self, scores: Tensor) -> Tensor:
-        if self.bound.name != "dv":
-            return self.bound.loss(scores)
-        loss, average = dv_loss(scores, self.log_average)
-        if self.training:
-            self.log_average.copy_(average)
-        return loss
+            if self.training and state is not None:
+                self.log_average.copy_(state)
+            estimate = self.bound.read(scores)
+            self.last.copy_(estimate)
+        return loss, estimate
 
 # %% ../../nbs/training/02_variational.ipynb #e8a03c44
 class Bottleneck(nn.Module):
