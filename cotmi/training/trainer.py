@@ -200,7 +200,6 @@ def batch_sampler(
         lengths = np.ones_like(lengths)
     return LengthGroupedBatches(lengths, config.batch_size, config.seed, config.tokens_per_batch)
 
-# %% ../../nbs/training/06_trainer.ipynb #6798d8a6
 def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfig) -> DataLoader:
     "Collated batches in the order of training."
     return DataLoader(tokenized, batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
@@ -234,7 +233,7 @@ def watched_splits(
         rows = data.examples[name]
         tokens = tokenize_examples(rows, student.tokenizer, config.method, config.max_input_length,
                                    config.max_target_length)
-        watched[name] = WatchedSplit(tokens["predict_input_ids"], list(rows["gold_label"]), data.spec.label_kind,
+        watched[name] = WatchedSplit(list(tokens["predict_input_ids"]), list(rows["gold_label"]), data.spec.label_kind,
                                      METHODS[config.method])
     return watched
 
@@ -245,6 +244,7 @@ def _answers(student: Student, split: WatchedSplit, config: RunConfig, accelerat
         answers = generate(student, own, config.generation_max_length, config.eval_batch_size)
     return gather_object(answers)
 
+# %% ../../nbs/training/06_trainer.ipynb #5c28fb3d
 def _watch(trainer: "CotTrainer", splits: Mapping[str, WatchedSplit], prefix: str) -> dict[str, float]:
     "Let the trainer's student answer each split; its accuracies, logged and told to the callbacks."
     metrics = {}
@@ -333,6 +333,7 @@ def training_arguments(
         logging_strategy="steps", logging_steps=min(config.logging_steps, config.max_steps), logging_first_step=True,
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[t for t in config.report_to.replace(",", " ").split() if t != "none"] or "none",
+        ddp_find_unused_parameters=False, # all have gradients, the head outside the forward that DDP would search
         save_only_model=False, log_level="error")
     arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU; torchrun starts several
     return arguments
