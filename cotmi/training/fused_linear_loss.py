@@ -336,8 +336,8 @@ class _FusedPass(torch.autograd.Function):
     "The weighted total of a pass with its gradients; beside it the terms, z and v."
     @staticmethod
     def forward(ctx: Any, options: _PassOptions, weight: Tensor, bias: Tensor | None, *states: Tensor):
-        wants = tuple(options.grad and x is not None and needed
-                      for x, needed in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True))
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        wants = (options.grad and needs_weight, options.grad and bias is not None and needs_bias)
         dtype, rows = _compute_dtype(states[0]), options.rows()
         with torch.autocast(states[0].device.type, enabled=False): # every dtype is chosen here
             batch = _slice_batch(states, rows, weight, bias, dtype, options.slice_mb, options.pools_gradient, wants)

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -73,6 +72,7 @@ class CotModule(nn.Module):
     ):
         super().__init__()
         self.student, self.family, self.config = student.model, student.family, student.model.config
+        self.asked = student # the same model with its tokenizer, for answers
         self.term = run_objective(config)
         with torch.random.fork_rng(devices=[]): # a critic must not change the student's dropout
             torch.manual_seed(config.seed)
@@ -147,12 +147,11 @@ def _target_tokens(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
 def _step_items(batches: Sequence[Mapping[str, Tensor]], accelerator: Accelerator,
                 device: torch.device) -> dict[str, Tensor]:
     "What the sums of each forward pass of a step are divided by; nothing where a single pass is the step."
-    processes = accelerator.num_processes
+    processes, gather = accelerator.num_processes, cast(Callable[[Tensor], Tensor], accelerator.gather)
     if len(batches) * processes == 1:
         return {}
     # Gradients are averaged over processes, so each divides by its share of all tokens.
-    return {task: accelerator.gather(count.to(device)).float().sum() / processes
-            for task, count in _target_tokens(batches).items()}
+    return {task: gather(count.to(device)).float().sum() / processes for task, count in _target_tokens(batches).items()}
 
 # %% ../../nbs/training/06_trainer.ipynb #d984695d
 class _TermSums:
@@ -167,14 +166,14 @@ class _TermSums:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1 / shares
 
-    def take(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def take(self, gather: Callable[[Tensor], Any]) -> dict[str, float]:
         "The mean of each term over steps and processes; starts anew."
         means = {name: gather(value.reshape(1)).mean().item() / self.steps for name, value in self.sums.items()}
         self.sums, self.steps = {}, 0.0
         return means
 
 # %% ../../nbs/training/06_trainer.ipynb #1b9b39f9
-def _add_companions(optimizer: Optimizer, companions: Mapping[str, nn.Module], learning_rate: float) -> Optimizer:
+def _add_companions(optimizer: Any, companions: Mapping[str, nn.Module], learning_rate: float) -> Any:
     "A parameter group for each module beside the student."
     for module in companions.values():
         optimizer.add_param_group({"params": list(module.parameters()), "weight_decay": 0.0, "lr": learning_rate})
@@ -202,7 +201,7 @@ def batch_sampler(
 
 def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfig) -> DataLoader:
     "Collated batches in the order of training."
-    return DataLoader(tokenized, batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
+    return DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
                       pin_memory=torch.cuda.is_available())
 
 # %% ../../nbs/training/06_trainer.ipynb #172c6cb7
@@ -238,19 +237,22 @@ def watched_splits(
     return watched
 
 # %% ../../nbs/training/06_trainer.ipynb #54984b30
+def _share(rows: list, process: int, processes: int) -> list:
+    "A process's run of the rows; those of all processes, one after the other, are the whole."
+    return rows[len(rows) * process // processes:len(rows) * (process + 1) // processes]
+
 def _answers(student: Student, split: WatchedSplit, config: RunConfig, accelerator: Accelerator) -> list[str]:
-    "What a student answers to a split, on every process."
-    with accelerator.split_between_processes(split.input_ids) as own:
-        answers = generate(student, own, config.generation_max_length, config.eval_batch_size)
-    return gather_object(answers)
+    "What a student answers to a split, known to every process."
+    own = _share(split.input_ids, accelerator.process_index, accelerator.num_processes)
+    return gather_object(generate(student, own, config.generation_max_length, config.eval_batch_size))
 
 # %% ../../nbs/training/06_trainer.ipynb #5c28fb3d
-def _watch(trainer: "CotTrainer", splits: Mapping[str, WatchedSplit], prefix: str) -> dict[str, float]:
+def _watch(trainer: "CotTrainer", prefix: str) -> dict[str, float]:
     "Let the trainer's student answer each split; its accuracies, logged and told to the callbacks."
     metrics = {}
-    for name, split in splits.items():
+    for name, split in trainer.watched.items():
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            answers = _answers(trainer.answering, split, trainer.run_config, trainer.accelerator)
+            answers = _answers(trainer.module.asked, split, trainer.run_config, trainer.accelerator)
         metrics[f"{prefix}_{name}_accuracy"] = split.accuracy(answers)
         trainer.log({f"{prefix}_{name}_accuracy": metrics[f"{prefix}_{name}_accuracy"]})
     trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
@@ -278,41 +280,43 @@ def last_checkpoint(
 class CotTrainer(Trainer):
     "A `Trainer` for two tasks and their mutual information."
     loss_is_scaled_for_ga = True # losses are divided by the tokens of the whole step, not of one forward pass
-
-    def __init__(self, *args: Any,
+    def __init__(self,
+        module: CotModule, # What is trained
+        arguments: TrainingArguments, # As `training_arguments` gives them
+        collate: Callable[[list[dict]], dict[str, Tensor]], # Makes the tensors of a batch
+        rows: Dataset, # Tokenised training rows
         config: RunConfig, # The run's configuration
-        answering: Student | None = None, # The student that answers what is watched; None where nothing is
-        **kwargs: Any, # As for `Trainer`; `eval_dataset` holds the watched splits by name
+        watched: dict[str, WatchedSplit] | None = None, # Splits whose accuracy is followed
+        callbacks: Iterable[TrainerCallback] = (), # What is kept and shown, History among them
     ):
-        self.run_config, self.answering, self.terms = config, answering, _TermSums()
-        super().__init__(*args, **kwargs)
+        self.module, self.rows, self.watched = module, rows, watched or {}
+        self.run_config, self.terms = config, _TermSums()
+        super().__init__(module, arguments, data_collator=collate, train_dataset=rows, eval_dataset=watched, # type: ignore
+                         processing_class=module.asked.tokenizer, callbacks=list(callbacks))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        shares = self.current_gradient_accumulation_steps
-        loss, parts = step_losses(self._bare(model), *model(**inputs), self.run_config, num_items_in_batch, shares)
+        shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
+        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
         self.terms.add(parts, shares)
         return (loss, {}) if return_outputs else loss
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, _step_items(batches, self.accelerator, device)
-    def create_optimizer(self, model=None) -> Optimizer:
-        super().create_optimizer(self.model.student)
-        return _add_companions(self.optimizer, self.model.companions, self.run_config.critic_learning_rate)
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(self.module.student)
+        return _add_companions(optimizer, self.module.companions, self.run_config.critic_learning_rate)
     def get_train_dataloader(self) -> DataLoader:
-        return self.accelerator.prepare(_loader(self.train_dataset, self.data_collator, self.run_config))
+        return self.accelerator.prepare(_loader(self.rows, self.data_collator, self.run_config))
     def log(self, logs, start_time=None):
         super().log(logs | self.terms.take(self.accelerator.gather) if "loss" in logs else logs, start_time)
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        return _watch(self, eval_dataset or self.eval_dataset, metric_key_prefix)
-
-    def _bare(self, model) -> CotModule: return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        return _watch(self, metric_key_prefix)
     def _clip_grad_norm(self, model):
-        return _clip_apart(self._bare(model), self.args.max_grad_norm, self.accelerator.clip_grad_norm_)
-    def _save(self, output_dir=None, state_dict=None):
-        _save_module(self._bare(self.model), Path(output_dir or self.args.output_dir) / WEIGHTS)
+        return _clip_apart(self.module, self.args.max_grad_norm, self.accelerator.clip_grad_norm_)
+    def _save(self, output_dir=None, state_dict=None): _save_module(self.module, Path(str(output_dir)) / WEIGHTS)
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_model(self.model, str(Path(resume_from_checkpoint) / WEIGHTS))
-    def _load_best_model(self): self._load_from_checkpoint(self.state.best_model_checkpoint)
+        load_model(self.module, str(Path(resume_from_checkpoint) / WEIGHTS))
+    def _load_best_model(self): self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 # %% ../../nbs/training/06_trainer.ipynb #5b2beb57
 def training_arguments(
@@ -390,28 +394,28 @@ def _read_result(folder: Path) -> TrainResult | None:
     return TrainResult(load_student(str(folder / "student")), **read_json(folder / "training.json", RunError))
 
 # %% ../../nbs/training/06_trainer.ipynb #b83fd540
-def _out_of_patience(trainer: Trainer) -> bool:
+def _out_of_patience(trainer: CotTrainer) -> bool:
     "Whether training ended because valid got no better."
     return any(isinstance(callback, EarlyStoppingCallback)
                and callback.early_stopping_patience_counter >= callback.early_stopping_patience
                for callback in trainer.callback_handler.callbacks)
 
-def _result(trainer: Trainer, student: Student, rows: Sequence[Mapping[str, Any]]) -> TrainResult:
+def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]]) -> TrainResult:
     "The summary of a training from the trainer's state and the rows of its history."
     state, last = trainer.state, rows[-1] if rows else {}
     speeds = [row["examples_per_second"] for row in rows[1:] if "examples_per_second" in row]
     return TrainResult(
         student, steps=state.global_step, best_step=state.best_global_step or state.global_step,
-        best_accuracy=state.best_metric, seconds=last.get("seconds", 0.0),
+        best_accuracy=float(state.best_metric or 0.0), seconds=last.get("seconds", 0.0),
         examples_per_second=float(np.median(speeds)) if speeds else float("nan"),
         stopped=state.global_step < state.max_steps and not _out_of_patience(trainer))
 
-def _finish(trainer: Trainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
+def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
     "Write the student and the summary; then the checkpoints can go."
     result = _result(trainer, student, rows)
     student.model.eval()
     if trainer.is_world_process_zero():
-        _write_student(trainer.model, student, folder)
+        _write_student(trainer.module, student, folder)
         if not result.stopped:
             _write_result(result, folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -423,10 +427,8 @@ def _make_trainer(config: RunConfig, data: LoadedData, student: Student, history
     "The trainer of a run."
     rows, watched = _training_rows(data, student, config), watched_splits(data, student, config)
     patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
-    trainer = CotTrainer(
-        CotModule(student, config), arguments, TwoTaskCollator(student.tokenizer.pad_token_id), rows, watched,
-        student.tokenizer, config=config, answering=student,
-        callbacks=[history, *patience, *callbacks])
+    trainer = CotTrainer(CotModule(student, config), arguments, TwoTaskCollator(student.tokenizer.pad_token_id), rows,
+                         config, watched, [history, *patience, *callbacks])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
