@@ -10,6 +10,7 @@ from cotmi.students.batches import LengthGroupedBatches, TwoTaskCollator
 from cotmi.students.encoder_decoder import ENCODER_DECODER
 from cotmi.students.t5_fast_path import T5_PACKED
 from cotmi.training.fused_linear_loss import vocabulary_pass
+from cotmi.training.losses import term_weights
 
 ALPHA, BETA, CLIP = 0.5, 0.1, 1.0
 
@@ -67,7 +68,7 @@ class Authors(Side):
 class Ours(Side):
     "This package: length-grouped batches and the fused vocabulary pass."
     option, name = "cotmi", "cotmi"
-    objective = "paper-masked"
+    pool = "target"
     forward = staticmethod(T5_PACKED.forward_tasks)
 
     def batches(self) -> Iterator[list[int]]:
@@ -79,17 +80,17 @@ class Ours(Side):
             epoch += 1
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        predict, explain = self.forward(self.model, batch, padded=self.objective == "paper-code")
+        predict, explain = self.forward(self.model, batch, padded=self.pool == "all")
         terms = vocabulary_pass("fused", predict.hidden, predict.labels, explain.hidden, explain.labels,
-                                *ENCODER_DECODER.head(self.model), objective=self.objective,
-                                weights=(ALPHA, 1 - ALPHA, BETA))
+                                *ENCODER_DECODER.head(self.model), pool=self.pool,
+                                weights=term_weights(ALPHA, BETA))
         return terms.total
 
 
 class OursPaperCode(Ours):
     "The same with the published code's objective, which pools over padded positions."
     option, name = "cotmi-paper-code", "cotmi, paper-code"
-    objective = "paper-code"
+    pool = "all"
 
 
 class OursCompiled(Ours):

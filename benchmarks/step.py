@@ -25,6 +25,7 @@ from benchmarks.students import SHAPES, WORDS, make_optimiser, make_student, use
 from benchmarks.text import tokenised
 from cotmi.core import read_json, to_json, write_json, write_text
 from cotmi.training.fused_linear_loss import vocabulary_pass
+from cotmi.training.losses import term_weights
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("predict_input_ids", "label_ids", "explain_input_ids", "rationale_ids")
@@ -100,7 +101,7 @@ def pass_cost(implementation: str, words: int, length: int, batch: int, width: i
     weight = torch.randn(words, width).mul_(width**-0.5).requires_grad_()
     def once(rows):
         terms = vocabulary_pass(implementation, states[0][:rows], labels[0][:rows], states[1][:rows], labels[1][:rows],
-                                weight, objective="paper-masked", weights=(0.5, 0.5, 0.1))
+                                weight, pool="target", weights=term_weights(0.5, 0.1))
         terms.total.backward()
         for tensor in (*states, weight):
             tensor.grad = None

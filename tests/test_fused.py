@@ -5,7 +5,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from cotmi.core import ConfigError
 from cotmi.training.fused_linear_loss import fused_vocabulary_pass, pooled_probabilities, vocabulary_pass
-from cotmi.training.losses import IGNORED, max_probabilities, plain_vocabulary_pass
+from cotmi.training.losses import IGNORED, max_probabilities, plain_vocabulary_pass, term_weights
 
 # Target lengths of the label and the rationale of each example of a batch.
 LENGTHS = {
@@ -16,7 +16,7 @@ LENGTHS = {
     "an empty rationale": ([2, 1, 3], [0, 6, 2]),
     "an empty label": ([0, 2], [3, 4]),
 }
-WEIGHTS = (0.3, 0.7, 5.0) # a large third weight, so that the small term shows in the gradients
+WEIGHTS = {"predict": 0.3, "explain": 0.7, "mi": 5.0} # a large last one, so that the small term shows in the gradients
 
 
 def case(lengths, width=6, words=37, seed=0, dtype=torch.float64, scale=1.0):
@@ -40,30 +40,36 @@ def run(implementation, passes, head, bias, **options):
     return terms, torch.autograd.grad(terms.total, wanted)
 
 
+def values_of(terms):
+    "The total, the terms and the features that are there, by name."
+    features = {} if terms.z is None else {"z": terms.z, "v": terms.v}
+    return {"total": terms.total, **terms.losses, **features}
+
+
 def assert_same(passes, head, bias, rtol, atol=0.0, **options):
     "Both implementations agree in every term, in z and v, and in every gradient."
     (plain, expected), (fused, found) = (run(name, passes, head, bias, **options) for name in ("plain", "fused"))
-    assert plain.losses().keys() == fused.losses().keys()
-    for name in ("total", *plain.losses(), *(("z", "v") if plain.z is not None else ())):
-        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=rtol, atol=atol)
+    assert plain.losses.keys() == fused.losses.keys()
+    for name, value in values_of(plain).items():
+        torch.testing.assert_close(values_of(fused)[name], value, rtol=rtol, atol=atol)
     for got, want in zip(found, expected, strict=True):
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=rtol, atol=max(atol, rtol * want.abs().max().item()))
 
 
 @pytest.mark.parametrize("mi_gradient", ["rationale", "both"])
-@pytest.mark.parametrize("objective", [None, "paper-masked", "paper-code"])
+@pytest.mark.parametrize("pool", [None, "target", "all"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_equal_in_float64(lengths, objective, mi_gradient):
+def test_equal_in_float64(lengths, pool, mi_gradient):
     passes, head, bias = case(lengths)
-    assert_same(passes, head, bias, 1e-9, 1e-12, objective=objective, mi_gradient=mi_gradient, weights=WEIGHTS)
+    assert_same(passes, head, bias, 1e-9, 1e-12, pool=pool, mi_gradient=mi_gradient, weights=WEIGHTS)
 
 
 @pytest.mark.parametrize("slice_mb", [1e-6, 20 * 37 * 8 / 2**20], ids=["an example", "twenty rows"])
-@pytest.mark.parametrize("objective", [None, "paper-masked", "paper-code"])
-def test_the_size_of_a_slice_changes_nothing(slice_mb, objective):
+@pytest.mark.parametrize("pool", [None, "target", "all"])
+def test_the_size_of_a_slice_changes_nothing(slice_mb, pool):
     passes, head, bias = case(LENGTHS["mixed"])
-    options = {"objective": objective, "mi_gradient": "both", "weights": WEIGHTS}
+    options = {"pool": pool, "mi_gradient": "both", "weights": WEIGHTS}
     whole = fused_vocabulary_pass(*passes, head, bias, **options)
     cut = fused_vocabulary_pass(*passes, head, bias, slice_mb=slice_mb, **options)
     inputs = (*passes[::2], head, bias)
@@ -72,15 +78,15 @@ def test_the_size_of_a_slice_changes_nothing(slice_mb, objective):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", [None, "paper-masked", "paper-code"])
-def test_equal_in_float32_at_a_real_vocabulary(objective):
+@pytest.mark.parametrize("pool", [None, "target", "all"])
+def test_equal_in_float32_at_a_real_vocabulary(pool):
     passes, head, bias = case(([1, 3, 2], [20, 1, 33]), width=16, words=8_000, dtype=torch.float32)
-    assert_same(passes, head, bias, 1e-5, objective=objective, weights=(0.5, 0.5, 0.1))
+    assert_same(passes, head, bias, 1e-5, pool=pool, weights=term_weights(0.5, 0.1))
 
 
 def test_without_bias_and_with_given_items():
     passes, head, _ = case(LENGTHS["mixed"])
-    assert_same(passes, head, None, 1e-9, 1e-12, objective="paper-masked", predict_items=11,
+    assert_same(passes, head, None, 1e-9, 1e-12, pool="target", predict_items=11,
                 explain_items=torch.tensor(50.0), weights=WEIGHTS)
 
 
@@ -91,9 +97,9 @@ def test_one_task():
 
 def test_a_weight_of_zero_is_no_term():
     passes, head, bias = case(LENGTHS["mixed"])
-    (_, without), (terms, zero) = (run("fused", passes, head, bias, objective=objective, weights=(0.5, 0.5, 0.0))
-                                   for objective in (None, "paper-masked"))
-    assert terms.mi is not None
+    (_, without), (terms, zero) = (run("fused", passes, head, bias, pool=pool, weights=term_weights(beta=0.0))
+                                   for pool in (None, "target"))
+    assert "mi" in terms.losses
     for got, want in zip(zero, without, strict=True):
         assert torch.equal(got, want)
 
@@ -101,7 +107,7 @@ def test_a_weight_of_zero_is_no_term():
 def test_a_frozen_head_gets_no_gradient():
     passes, head, bias = case(LENGTHS["mixed"])
     head.requires_grad_(False)
-    total = fused_vocabulary_pass(*passes, head, bias, objective="paper-masked").total
+    total = fused_vocabulary_pass(*passes, head, bias, pool="target").total
     total.backward()
     assert head.grad is None and bias.grad is not None
 
@@ -112,13 +118,13 @@ def test_labels_far_from_the_favourite_keep_their_loss():
     with torch.no_grad():
         plain = plain_vocabulary_pass(*passes, head, bias)
         fused = fused_vocabulary_pass(*passes, head, bias)
-    assert plain.predict > 88 # log of the smallest float32
+    assert plain.losses["predict"] > 88 # log of the smallest float32
     torch.testing.assert_close(fused.total, plain.total, rtol=1e-5, atol=0)
 
 
 def test_upstream_gradient_scales():
     passes, head, bias = case(LENGTHS["mixed"])
-    found = [torch.autograd.grad(fused_vocabulary_pass(*passes, head, bias, objective="paper-masked").total * scale,
+    found = [torch.autograd.grad(fused_vocabulary_pass(*passes, head, bias, pool="target").total * scale,
                                  head)[0] for scale in (1.0, 3.0)]
     torch.testing.assert_close(found[0] * 3, found[1])
 
@@ -126,15 +132,15 @@ def test_upstream_gradient_scales():
 def test_without_gradient_only_values():
     passes, head, bias = case(LENGTHS["mixed"])
     with torch.no_grad():
-        terms = fused_vocabulary_pass(*passes, head, bias, objective="paper-code")
+        terms = fused_vocabulary_pass(*passes, head, bias, pool="all")
     assert not terms.total.requires_grad
-    torch.testing.assert_close(terms.total, plain_vocabulary_pass(*passes, head, bias, objective="paper-code").total)
+    torch.testing.assert_close(terms.total, plain_vocabulary_pass(*passes, head, bias, pool="all").total)
 
 
 def test_bfloat16_autocast():
     passes, head, bias = case(LENGTHS["mixed"], width=16, words=300, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (plain, expected), (fused, found) = (run(name, passes, head, bias, objective="paper-masked", weights=WEIGHTS)
+        (plain, expected), (fused, found) = (run(name, passes, head, bias, pool="target", weights=WEIGHTS)
                                              for name in ("plain", "fused"))
     torch.testing.assert_close(fused.total, plain.total, rtol=1e-2, atol=0)
     for got, want in zip(found, expected, strict=True):
@@ -145,15 +151,15 @@ def test_bfloat16_autocast():
 def test_float16_keeps_small_gradients():
     passes, head, bias = case(LENGTHS["mixed"], width=16, words=300, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.float16):
-        _, found = run("fused", passes, head, bias, objective="paper-masked")
-    _, expected = run("plain", passes, head, bias, objective="paper-masked")
+        _, found = run("fused", passes, head, bias, pool="target")
+    _, expected = run("plain", passes, head, bias, pool="target")
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7)
 
 
 def test_a_student_in_bfloat16():
     passes, head, bias = case(LENGTHS["mixed"], width=16, words=300, dtype=torch.bfloat16)
-    (_, expected), (_, found) = (run(name, passes, head, bias, objective="paper-masked") for name in ("plain", "fused"))
+    (_, expected), (_, found) = (run(name, passes, head, bias, pool="target") for name in ("plain", "fused"))
     for got, want in zip(found, expected, strict=True):
         assert got.dtype == torch.bfloat16
         assert (got.float() - want.float()).norm() < 0.05 * want.float().norm()
@@ -182,7 +188,7 @@ def test_gradients_of_a_whole_student(tied, checkpointing):
         model.zero_grad()
         predict, explain = family_of(model).forward_tasks(model, batch)
         terms = vocabulary_pass(implementation, predict.hidden, predict.labels, explain.hidden, explain.labels,
-                                *family_of(model).head(model), objective="paper-masked", weights=WEIGHTS)
+                                *family_of(model).head(model), pool="target", weights=WEIGHTS)
         terms.total.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
@@ -220,7 +226,7 @@ def test_memory_stays_within_the_slice():
             return out
 
     with Watch():
-        fused_vocabulary_pass(*passes, head, objective="paper-masked", slice_mb=4).total.backward()
+        fused_vocabulary_pass(*passes, head, pool="target", slice_mb=4).total.backward()
     slice_values = 4 * 2**20 // 4
     assert largest <= slice_values < 64 * 50 * words / 10
 
@@ -228,8 +234,8 @@ def test_memory_stays_within_the_slice():
 def test_impossible_requests_are_refused():
     passes, head, bias = case(LENGTHS["mixed"])
     with pytest.raises(ConfigError, match="there is no rationale pass"):
-        fused_vocabulary_pass(*passes[:2], None, None, head, objective="paper-code")
+        fused_vocabulary_pass(*passes[:2], None, None, head, pool="all")
     with pytest.raises(ConfigError, match="Did you mean 'fused'"):
         vocabulary_pass("fusd", *passes, head)
-    with pytest.raises(ConfigError, match="expected three"):
-        fused_vocabulary_pass(*passes, head, weights=(1.0, 1.0))
+    with pytest.raises(ConfigError, match="none for mi"):
+        fused_vocabulary_pass(*passes, head, weights={"predict": 1.0, "explain": 1.0})

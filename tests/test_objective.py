@@ -7,14 +7,19 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from cotmi import core
+from cotmi.core import ConfigError
 from cotmi.training.fused_linear_loss import vocabulary_pass
 from cotmi.training.losses import (
     IGNORED,
+    combine,
     max_probabilities,
     paper_surrogate,
     plain_vocabulary_pass,
+    term_weights,
     token_cross_entropy,
 )
+from cotmi.training.objectives import OBJECTIVES, Objective, get_objective
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", Path(__file__).parents[1] / "../shared/data/golden"))
 LENGTHS = {"mixed": ([1, 3, 2], [7, 1, 12]), "one token": ([1, 1], [1, 1]), "long": ([1, 2], [256, 3])}
@@ -36,9 +41,9 @@ def case(lengths, width=4, words=11, seed=0):
 
 def naive_cross_entropy(logits, labels):
     "The mean of -log p(label) over real positions, one position at a time."
-    found = [-(row[t, label] - row[t].logsumexp(0)) for row, ids in zip(logits, labels, strict=True)
-             for t, label in enumerate(ids.tolist()) if label != IGNORED]
-    return sum(found) / len(found)
+    losses = [-(row[t, label] - row[t].logsumexp(0)) for row, ids in zip(logits, labels, strict=True)
+              for t, label in enumerate(ids.tolist()) if label != IGNORED]
+    return sum(losses) / len(losses)
 
 
 def naive_features(logits, labels, masked):
@@ -55,26 +60,27 @@ def naive_surrogate(z, v):
     return sum(-(zb * (vb - vb.exp().sum().log())).sum() for zb, vb in zip(z, v, strict=True)) / len(z)
 
 
-def naive_total(tensors, labels, objective, mi_gradient, weights):
+def naive_total(tensors, labels, pool, mi_gradient, weights):
     predict_hidden, explain_hidden, head, bias = tensors
     predict, explain = predict_hidden @ head.T + bias, explain_hidden @ head.T + bias
-    total = weights[0] * naive_cross_entropy(predict, labels[0]) + weights[1] * naive_cross_entropy(explain, labels[1])
-    if objective is None:
+    total = (weights["predict"] * naive_cross_entropy(predict, labels[0])
+             + weights["explain"] * naive_cross_entropy(explain, labels[1]))
+    if pool is None:
         return total
-    z, v = (naive_features(logits, ids, objective == "paper-masked")
+    z, v = (naive_features(logits, ids, pool == "target")
             for logits, ids in ((predict, labels[0]), (explain, labels[1])))
-    return total + weights[2] * naive_surrogate(z.detach() if mi_gradient == "rationale" else z, v)
+    return total + weights["mi"] * naive_surrogate(z.detach() if mi_gradient == "rationale" else z, v)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("objective", [None, "paper-masked", "paper-code"])
+@pytest.mark.parametrize("pool", [None, "target", "all"])
 @pytest.mark.parametrize("mi_gradient", ["rationale", "both"])
-def test_plain_pass_equals_the_naive_formula(lengths, objective, mi_gradient):
+def test_plain_pass_equals_the_naive_formula(lengths, pool, mi_gradient):
     tensors, labels = case(lengths)
-    weights = (0.3, 0.7, 5.0) # a large third weight, so that the small term shows in the gradients
-    expected = naive_total(tensors, labels, objective, mi_gradient, weights)
+    weights = term_weights(0.3, beta=5.0) # a large weight, so that the small term shows in the gradients
+    expected = naive_total(tensors, labels, pool, mi_gradient, weights)
     terms = plain_vocabulary_pass(tensors[0], labels[0], tensors[1], labels[1], *tensors[2:],
-                                  objective=objective, mi_gradient=mi_gradient, weights=weights)
+                                  pool=pool, mi_gradient=mi_gradient, weights=weights)
     torch.testing.assert_close(terms.total, expected, rtol=1e-9, atol=1e-9)
     for got, want in zip(torch.autograd.grad(terms.total, tensors), torch.autograd.grad(expected, tensors),
                          strict=True):
@@ -89,7 +95,7 @@ def test_surrogate_gradient_stays_out_of_a_detached_z():
     torch.testing.assert_close(gradient, expected.detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_padding_changes_paper_code_and_not_paper_masked():
+def test_padding_changes_what_is_pooled_over_all_positions_alone():
     (hidden, _, head, bias), (labels, _) = case(([2, 5], [1, 1]))
     logits = hidden @ head.T + bias
     mask = labels != IGNORED
@@ -111,6 +117,48 @@ def test_half_precision_logits_are_widened():
     labels = torch.randint(0, 50, (2, 3))
     torch.testing.assert_close(token_cross_entropy(logits, labels), token_cross_entropy(logits.float(), labels))
     assert max_probabilities(logits).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shares", [1, 3])
+@pytest.mark.parametrize("explained", [True, False])
+def test_combine_is_the_sum_of_the_paper(shares, explained):
+    alpha, beta, gamma = 0.3, 0.2, 0.05
+    terms = {name: torch.rand((), dtype=torch.float64, requires_grad=True)
+             for name in ("predict", "explain", "mi", "critic", "bottleneck")}
+    terms["explain"] = terms["explain"] if explained else None
+    predict, explain, mi, critic, bottleneck = terms.values()
+    tasks = alpha * predict + (1 - alpha) * explain if explained else predict
+    expected = tasks + (beta * mi + critic + gamma * bottleneck) / shares
+    total = combine(terms, term_weights(alpha, beta, gamma, explained, shares))
+    present = [term for term in terms.values() if term is not None]
+    for got, want in zip((total, *torch.autograd.grad(total, present)),
+                         (expected, *torch.autograd.grad(expected, present)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+def test_objectives_are_those_that_a_run_can_be_given():
+    assert tuple(OBJECTIVES) == core.OBJECTIVES
+    assert next(iter(OBJECTIVES)) == "paper-masked"
+    for name, objective in OBJECTIVES.items():
+        assert objective.name == name and objective.title and objective.paper
+        assert objective.padded == (name == "paper-code")
+
+
+def squared_distance(z, v):
+    return ((z - v) ** 2).mean()
+
+
+DISTANCE = Objective("distance", "Squared distance", squared_distance, features=("decoder", "encoder"))
+
+
+def test_an_objective_of_ones_own_is_named_by_its_place():
+    assert get_objective(f"{__name__}:DISTANCE") is DISTANCE
+    with pytest.raises(ConfigError, match="Did you mean 'infonce'"):
+        get_objective("infonze")
+    with pytest.raises(ConfigError, match="has no 'NOTHING'"):
+        get_objective(f"{__name__}:NOTHING")
+    with pytest.raises(ConfigError, match="Wrap a function of z and v"):
+        get_objective(f"{__name__}:squared_distance")
 
 
 golden = pytest.mark.skipif(not (GOLDEN / "expected.json").is_file(),
@@ -138,10 +186,10 @@ def test_first_step_of_the_published_trainer(run, implementation):
         states = model(**batch, output_hidden_states=True).decoder_hidden_states[-1]
         passes += [states, batch["labels"]]
     terms = vocabulary_pass(implementation, *passes, model.lm_head.weight,
-                            objective="paper-code" if run != "dss" else None, weights=(0.5, 0.5, 0.1))
+                            pool="all" if run != "dss" else None, weights=term_weights(0.5, 0.1))
     terms.total.backward()
     first = expected["first_batch"]
-    for name, value in {**terms.losses(), "loss": terms.total}.items():
+    for name, value in {**terms.losses, "loss": terms.total}.items():
         assert value.item() == pytest.approx(first[name], rel=1e-5), name
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     assert set(norms) == set(first["gradient_norms"])

@@ -3,27 +3,32 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSeq2SeqLM,
     PrinterCallback,
-    Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
     TrainerCallback,
+    TrainingArguments,
 )
 
+from cotmi.core import ConfigError
+from cotmi.data.labels import same_label
 from cotmi.students.batches import TwoTaskCollator
 from cotmi.students.student import Student
 from cotmi.training.callbacks import read_history
+from cotmi.training.objectives import Objective
 from cotmi.training.run_config import RunConfig
-from cotmi.training.trainer import CotModule, CotTrainer, step_losses, train, training_arguments
+from cotmi.training.trainer import CotModule, CotTrainer, run_objective, step_losses, train, training_arguments
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", "../shared/data/golden"))
 COLUMNS = {"predict_input": "predict_input_ids", "explain_input": "explain_input_ids", "label": "label_ids",
@@ -61,7 +66,7 @@ def random_rows(count: int = 160, vocabulary: int = 48, seed: int = 0) -> list[d
     return rows
 
 
-def plain_arguments(config: RunConfig, folder: Path) -> Seq2SeqTrainingArguments:
+def plain_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
     "The run's own arguments, without evaluation and checkpoints."
     return dataclasses.replace(training_arguments(config, folder), eval_strategy="no", save_strategy="no",
                                load_best_model_at_end=False)
@@ -117,10 +122,10 @@ def plain_loop(model, rows, config, losses):
     return model
 
 
-def assert_same_weights(found, expected, relative=1e-5):
+def assert_same_weights(weights, expected, relative=1e-5):
     "Every tensor within `relative` of the expected one, in the Euclidean norm."
     expected = dict(expected)
-    for name, value in found:
+    for name, value in weights:
         difference = (value - expected[name]).norm() / expected[name].norm()
         assert difference <= relative, f"{name} differs by {difference:.2e}"
 
@@ -206,9 +211,9 @@ def test_the_published_trainers_numbers(tmp_path, name, vocabulary_pass):
     run_trainer(model, rows, config, tmp_path, [seen])
     assert len(seen.rows) == expected["steps"]
     after = load_file(GOLDEN / f"{name}_after_20" / "model.safetensors")
-    found = {n: p for n, p in model.state_dict().items() if n in after}
-    assert len(found) == len(after)
-    assert_same_weights(found.items(), after.items())
+    trained = {n: p for n, p in model.state_dict().items() if n in after}
+    assert len(trained) == len(after)
+    assert_same_weights(trained.items(), after.items())
 
 
 def tiny_run(**values) -> RunConfig:
@@ -219,6 +224,16 @@ def tiny_run(**values) -> RunConfig:
 
 def student_weights(folder: Path) -> dict:
     return load_file(folder / "student" / "model.safetensors")
+
+
+class KeepLast(TrainerCallback):
+    "Keep the weights of the last step, whichever checkpoint valid picks."
+    def __init__(self, path):
+        self.path = path
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == state.max_steps:
+            save_file({name: value.clone() for name, value in model.state_dict().items()}, self.path)
 
 
 class StopAt(TrainerCallback):
@@ -245,6 +260,40 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, demo_data, valu
     assert (whole.best_step, whole.best_accuracy) == (resumed.best_step, resumed.best_accuracy)
     steps = [row["step"] for row in read_history(tmp_path / "cut" / "history.jsonl") if "loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+PROCESS = """
+import json, sys
+from cotmi.data.loading import load_data
+from cotmi.training.run_config import RunConfig
+from cotmi.training.trainer import train
+
+train(RunConfig(**json.loads(sys.argv[2])), load_data("demo", demo_size=120), sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [{"method": "dss"}, {"method": "mi", "objective": "infonce", "features": "decoder"}],
+                         ids=["dss", "infonce"])
+def test_two_processes_train_one_student(tmp_path, values):
+    "Two processes of four examples a step are one of eight; a critic sees fewer pairs at a time, so its run only ends."
+    shared = {"student": "builtin:tiny", "batching": "sequential", "max_steps": 4, "eval_steps": 2, "logging_steps": 1,
+              "learning_rate": 1e-3, **values}
+    (tmp_path / "process.py").write_text(PROCESS, encoding="utf-8")
+    for name, launcher, batch_size in (("one", [], 8), ("two", ["-m", "torch.distributed.run", "--standalone",
+                                                                "--nproc_per_node=2"], 4)):
+        command = [sys.executable, *launcher, str(tmp_path / "process.py"), str(tmp_path / name),
+                   json.dumps({**shared, "batch_size": batch_size})]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_history(tmp_path / name / "history.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    if values["method"] == "dss":
+        assert_same_weights(student_weights(tmp_path / "two").items(), student_weights(tmp_path / "one").items(), 1e-4)
+        for a, b in zip(one, two, strict=True):
+            terms = {"loss/predict", "loss/explain", "valid/accuracy"} & set(a)
+            assert {term: b[term] for term in terms} == pytest.approx({term: a[term] for term in terms}, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["finetune", "single_task", "dss"])
@@ -279,6 +328,55 @@ def test_every_variational_objective_trains_critic_and_student(tmp_path, objecti
     before = dict(start.named_parameters())
     assert before and any(not torch.equal(p, before[n]) for n, p in trainer.model.objective.named_parameters())
     assert all(torch.isfinite(torch.tensor([row["loss/mi"], row[f"mi/{objective}"]])).all() for row in seen.rows)
+
+
+def squared_distance(z, v):
+    return ((z - v) ** 2).mean()
+
+
+DISTANCE = Objective("distance", "Squared distance", squared_distance, features=("decoder", "encoder"))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_an_objective_of_ones_own_trains(tmp_path, beta):
+    config = configuration(method="mi", objective="infonce", features="decoder", beta=beta, max_steps=4)
+    config.objective = f"{__name__}:DISTANCE"
+    rows, dss, own, seen = random_rows(32), small_student(), small_student(), Norms()
+    run_trainer(dss, rows, configuration(max_steps=4), tmp_path)
+    trainer = run_trainer(own, rows, config, tmp_path, [seen])
+    assert trainer.model.objective is None and all(row["loss/mi"] > 0 for row in seen.rows)
+    for row in seen.rows:
+        total = 0.5 * row["loss/predict"] + 0.5 * row["loss/explain"] + beta * row["loss/mi"]
+        assert row["loss"] == pytest.approx(total, abs=2e-4)
+    same = [torch.equal(value, dict(dss.named_parameters())[name]) for name, value in own.named_parameters()]
+    assert all(same) if beta == 0 else not all(same)
+
+
+def test_an_objective_refuses_features_that_it_cannot_compare():
+    config = configuration(method="mi", objective="infonce")
+    config.objective = f"{__name__}:DISTANCE"
+    with pytest.raises(ConfigError, match="allowed are decoder, encoder"):
+        run_objective(config)
+
+
+def test_accuracy_while_training_is_that_of_the_evaluation(tmp_path, demo_data):
+    from cotmi.evaluation.answers import answer
+
+    config = tiny_run(method="single_task", max_steps=8, eval_steps=4)
+    result = train(config, demo_data, tmp_path, progress=False)
+    valid = demo_data.examples["valid"]
+    predicted = answer(result.student, valid, config, rationales=False).predicted_label
+    right = [same_label(demo_data.spec.label_kind, a, b) for a, b in zip(predicted, valid["gold_label"], strict=True)]
+    assert result.best_accuracy == pytest.approx(sum(right) / len(right))
+
+
+def test_watching_changes_no_weight(tmp_path, demo_data):
+    "How often a run looks, and at what, draws no random number: dropout is the same."
+    for name, values in {"seldom": {"eval_steps": 6}, "often": {"eval_steps": 2, "paper_protocol": True}}.items():
+        config = tiny_run(max_steps=6, max_valid_examples=5, **values)
+        train(config, demo_data, tmp_path / name, [KeepLast(tmp_path / f"{name}.safetensors")], progress=False)
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("seldom", "often"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_the_bottleneck_reports_its_kl_and_leaves_a_plain_student(tmp_path):
