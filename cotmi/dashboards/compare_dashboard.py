@@ -13,7 +13,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-from ..evaluation.metrics import METRICS
 from fastcore.basics import patch
 
 from ..core import RunError
@@ -35,6 +34,7 @@ from cotmi.dashboards.widgets import (
     side,
     stack,
 )
+from ..evaluation.metrics import METRICS
 from ..evaluation.statistics import mcnemar_exact
 from ..runs.comparison import CAUTION, group_runs, hardly_answers, over_seeds
 from ..runs.run_folder import Run, list_runs

@@ -18,7 +18,7 @@ from ..data.examples import LoadedData
 from .answers import answer
 from .rationale_quality import Embedder, load_embedder
 from .scoring import _flat, _same, rationale_effect, score_predictions
-from .shared_information import SharedInformation, shared_information, sample_features
+from .shared_information import SharedInformation, sample_features, shared_information
 from ..students.features import Features
 from ..students.student import Student
 from ..training.run_config import RunConfig

@@ -401,7 +401,8 @@ def _summary(table: pd.DataFrame, judge: Judge, ledger: _Ledger, seconds: float)
         cost = (ledger.prompt_tokens * judge.price_in + ledger.completion_tokens * judge.price_out) / 1e6
     counts = table.status.value_counts()
     return {"model": judge.model, "examples": len(table), "scored": int(table.score.notna().sum()),
-            "cached": int(table.cached.sum()), "unscored": {s: int(counts[s]) for s in JUDGE_STATUSES[2:] if s in counts},
+            "cached": int(table.cached.sum()),
+            "unscored": {status: int(counts[status]) for status in JUDGE_STATUSES[2:] if status in counts},
             "calls": ledger.calls, "retries": ledger.retries, "faults": dict(ledger.faults),
             "prompt_tokens": ledger.prompt_tokens, "completion_tokens": ledger.completion_tokens, "cost": cost,
             "seconds": round(seconds, 3)}

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from ..evaluation.metrics import METRICS, Metric, get_metric
 from fastcore.basics import patch
 from plotly.subplots import make_subplots
 
 from ..core import METHODS, PAPER_OBJECTIVES, Interval, RunError, check_choice, write_text
+from ..evaluation.metrics import METRICS, Metric, get_metric
 from cotmi.evaluation.statistics import (
     Difference,
     McNemar,

@@ -20,7 +20,17 @@ from pyarrow import parquet
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..core import CotmiError, Interval, RunError, RunFile, read_json, read_json_lines, to_json, write_json, write_whole
+from cotmi.core import (
+    CotmiError,
+    Interval,
+    RunError,
+    RunFile,
+    read_json,
+    read_json_lines,
+    to_json,
+    write_json,
+    write_whole,
+)
 from ..data.data_report import DataReport
 
 if TYPE_CHECKING: # these bring torch, which no reader of runs needs

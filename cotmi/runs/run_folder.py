@@ -125,7 +125,7 @@ class Run(RunFiles):
     @property
     def status(self) -> str: return _status(self) # One of `STATUSES`
     @property
-    def problems(self) -> list[str]: return _problems(self) # What is missing, broken or unfinished; empty for a whole run
+    def problems(self) -> list[str]: return _problems(self) # What is amiss; empty for a whole run
     def interval(self, name: str) -> Interval | None: # None where the run has no such number
         "A metric, such as `test/accuracy`, with its interval; ends that are not recorded are NaN."
         return metric_interval(self.metrics, name)
