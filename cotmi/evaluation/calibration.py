@@ -9,6 +9,7 @@ __all__ = ['BINNINGS', 'TEMPERATURES', 'reliability', 'expected_calibration_erro
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #339bb0c0
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ def reliability(
     return table.assign(gap=table.accuracy - table.confidence).reset_index(drop=True)
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #15ffe158
-def _torchmetrics(confidence: ArrayLike, correct: ArrayLike, bins: int, norm: str) -> float:
+def _torchmetrics(confidence: ArrayLike, correct: ArrayLike, bins: int, norm: Literal["l1", "max"]) -> float:
     "torchmetrics' calibration error; a confidence of 1 goes into the last bin, not into one of its own."
     confidence, correct = _outcomes(confidence, correct)
     _bin_of(confidence, bins, "width") # checks bins
@@ -100,7 +101,7 @@ def calibration_floor(
     kind: str = "width", # width or mass
 ) -> float: # Expected ECE under perfect calibration, by the normal approximation in each bin
     "The ECE that sampling alone gives."
-    confidence, _ = _outcomes(confidence, np.zeros(len(confidence)))
+    confidence, _ = _outcomes(confidence, np.zeros(np.shape(confidence)))
     index = _bin_of(confidence, bins, kind)
     variance = np.bincount(index, confidence * (1 - confidence))
     return float(np.sqrt(2 * variance / np.pi).sum() / len(confidence)) # E|N(0, s²)| = s·√(2/π)
@@ -250,8 +251,10 @@ def calibration(
     seed: int = 0, # Seed of the resampling
 ) -> Calibration: # Every figure with its interval
     "Calibration error, proper scores and risk–coverage of a set of predictions."
-    said, truth = (confidence, correct) if probabilities is None else (probabilities, target)
-    each = {"resamples": resamples, "seed": seed}
+    if (probabilities is None) != (target is None):
+        raise EstimationError("probabilities and target go together; pass both, or neither for free labels.")
+    said, truth = (confidence, correct) if probabilities is None or target is None else (probabilities, target)
+    each: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return Calibration(
         ece=calibration_interval(confidence, correct, bins, "width", **each),
         ece_mass=calibration_interval(confidence, correct, bins, "mass", **each),

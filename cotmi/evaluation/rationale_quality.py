@@ -68,7 +68,7 @@ def _corpus_bleu(counts: np.ndarray) -> float:
     "Corpus BLEU (0 to 100) of summed counts [10]."
     order = _BLEU.max_ngram_order
     whole = [int(c) for c in counts]
-    return BLEU.compute_bleu(whole[:order], whole[order:2 * order], *whole[2 * order:]).score
+    return BLEU.compute_bleu(whole[:order], whole[order:2 * order], whole[2 * order], whole[2 * order + 1]).score
 
 # %% ../../nbs/evaluation/03_rationale_quality.ipynb #0b031d16
 def _bleu_interval(counts: np.ndarray, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:

@@ -165,10 +165,12 @@ def seed_interval(
     check_choice("method", method, ("t", "bootstrap"), EstimationError)
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
-    if len(values) == 0 or (np.ptp(values) == 0 and not examples):
-        return Interval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
+    unknown = float("nan")
+    if len(values) == 0:
+        return Interval(unknown, unknown, unknown)
     if np.ptp(values) == 0:
-        return Interval(float(values[0]), *_exact_ends(round(values[0] * examples), examples, level))
+        ends = _exact_ends(round(values[0] * examples), examples, level) if examples else (unknown, unknown)
+        return Interval(float(values[0]), *ends)
     if method == "bootstrap":
         return bootstrap_interval(values, level=level, seed=seed)
     low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))

@@ -287,7 +287,8 @@ def _ask(client: httpx.Client, judge: Judge, request: dict, ledger: _Ledger) -> 
     "Ask until there is a verdict: it and the number of attempts. Raises _TryAgain when all attempts failed."
     grow = wait_exponential(judge.backoff, judge.longest_wait) + wait_random(0, judge.backoff)
     def wait(state: RetryCallState) -> float:
-        return min(judge.longest_wait, max(grow(state), state.outcome.exception().retry_after))
+        fault = state.outcome.exception() if state.outcome else None
+        return min(judge.longest_wait, max(grow(state), getattr(fault, "retry_after", 0.0)))
     stop = stop_after_attempt(judge.attempts) | stop_when_event_set(ledger.stopped)
     for attempt in Retrying(stop=stop, wait=wait, sleep=sleep_using_event(ledger.stopped), reraise=True,
                             retry=retry_if_exception_type(_TryAgain)):
@@ -300,6 +301,7 @@ def _ask(client: httpx.Client, judge: Judge, request: dict, ledger: _Ledger) -> 
                 fault.attempts = number
                 ledger.note(fault=re.sub(r"[:(].*", "", str(fault)).strip())
                 raise
+    raise AssertionError("the attempts end with a verdict or with the last failure")
 
 # %% ../../nbs/llm/00_judge.ipynb #1f33e775
 def _written_out(report: "JudgeReport") -> str:

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ..core import RunError, check_choice
 from ..evaluation.metrics import get_metric
-from .comparison_tables import ComparisonTables, look_up
+from .comparison_tables import ComparisonTables
 
 # %% ../../nbs/runs/14_comparison_figure.ipynb #40c754f0
 def _add_ours(tables: ComparisonTables, figure: go.Figure, metric: str, column: int):
@@ -39,7 +39,7 @@ def _add_published(tables: ComparisonTables, figure: go.Figure, column: int):
                        showlegend=column == 1, marker={"size": 10, "symbol": "diamond-open", "color": "#555555"},
                        text=[f"{p.student}, {p.source}" for _, p in marks], row=1, col=column,
                        hovertemplate="%{y}: %{x:.2f}, %{text}<extra></extra>")
-    majority = look_up(tables.baselines, dataset=dataset).majority
+    majority = tables.baseline(dataset)["majority"]
     if np.isfinite(majority):
         figure.add_vline(x=100 * majority, line={"dash": "dot", "color": "#999999"}, row=1, col=column)
 

@@ -200,6 +200,7 @@ class ComparisonTables:
 
     @property
     def datasets(self) -> list[str]: return list(dict.fromkeys(self.table.dataset))
+    def baseline(self, dataset: str) -> pd.Series: return self.baselines.set_index("dataset").loc[dataset]
     @property
     def sources(self) -> dict[str, int]: # Source of published figures to its number
         return {source: i for i, source in enumerate(dict.fromkeys(self.published.source), 1)}

@@ -99,7 +99,7 @@ def _accuracy_rows(tables: ComparisonTables, style: str) -> list[list[str]]:
     names = {**tables.methods, **{method: method for method in alone}}
     rows = [_accuracy_row(tables, name, names[name], style) for name in sorted(names, key=_order)]
     for name in ("majority", "teacher"):
-        values = {d: look_up(tables.baselines, dataset=d)[name] for d in tables.datasets}
+        values = {d: tables.baseline(d)[name] for d in tables.datasets}
         rows.append([name, *(c for d, v in values.items() for c in (_decimals(v, _ACCURACY), *[""] * (d in known)))])
     return [header, *rows]
 

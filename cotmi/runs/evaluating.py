@@ -54,7 +54,23 @@ def _write_into(run: Run, evaluation: "Evaluation") -> dict[str, float | str]:
     run.finish({**kept, **metrics}, stopped=not trained)
     return metrics
 
-# %% ../../nbs/runs/03_evaluating.ipynb #a333199e
+# %% ../../nbs/runs/03_evaluating.ipynb #f3e4dcb2
+def _evaluate_run(run: Run, data: "LoadedData | None", config: RunConfig | None, folder: str | Path | None,
+                  progress: bool) -> dict[str, float | str]:
+    "Evaluate the student of a run into its own folder, or into another and leave the run as it is."
+    from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
+
+    student = _student_of(run)
+    config = config or RunConfig.resolve(run.config)
+    data = data or load_run_data(config)
+    if folder is not None:
+        evaluation = evaluate_student(student, data, config, progress)
+        write_evaluation(evaluation, folder)
+        return evaluation.metrics()
+    with run if run.is_open else open_run(run.path) as opened:
+        return _write_into(opened, evaluate_student(student, data, config, progress))
+
+# %% ../../nbs/runs/03_evaluating.ipynb #40c9c3ee
 def evaluate(
     run: "Run | str | Path | Student", # A run, its folder, or a student
     data: "LoadedData | None" = None, # Its data; loaded as the run's configuration says if None
@@ -63,17 +79,13 @@ def evaluate(
     progress: bool = True, # Show progress bars
 ) -> dict[str, float | str]: # Flat figures, as in metrics.json
     "Evaluate a run's student, or any student on data of your own."
+    if isinstance(run, (Run, str, Path)):
+        return _evaluate_run(run if isinstance(run, Run) else Run(run), data, config, folder, progress)
+    if data is None or config is None:
+        raise RunError("To evaluate a student, pass its data (load_data) and a RunConfig that names its method.")
     from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
 
-    given = run if isinstance(run, Run) else Run(run) if isinstance(run, (str, Path)) else None
-    if given is None and (data is None or config is None):
-        raise RunError("To evaluate a student, pass its data (load_data) and a RunConfig that names its method.")
-    student = _student_of(given) if given else run
-    config = config or RunConfig.resolve(given.config)
-    if folder is not None or given is None:
-        evaluation = evaluate_student(student, data or load_run_data(config), config, progress)
-        if folder is not None:
-            write_evaluation(evaluation, folder)
-        return evaluation.metrics()
-    with given if given.is_open else open_run(given.path) as opened:
-        return _write_into(opened, evaluate_student(student, data or load_run_data(config), config, progress))
+    evaluation = evaluate_student(run, data, config, progress)
+    if folder is not None:
+        write_evaluation(evaluation, folder)
+    return evaluation.metrics()
