@@ -14,7 +14,7 @@ _HOMES = {
     "CompareDashboard": "cotmi.dashboards.compare_dashboard", "Run": "cotmi.runs.run_folder",
     "RunConfig": "cotmi.training.run_config", "RunDashboard": "cotmi.dashboards.run_dashboard",
     "compare_runs": "cotmi.runs.comparison", "correlation": "cotmi.information.correlations",
-    "estimate_mi": "cotmi.information.estimate", "evaluate": "cotmi.evaluation.evaluator",
+    "estimate_mi": "cotmi.information.estimate", "evaluate": "cotmi.runs.evaluating",
     "list_runs": "cotmi.runs.run_folder", "load_data": "cotmi.data.loading",
     "load_student": "cotmi.students.loading", "train": "cotmi.training.trainer",
 }
@@ -23,10 +23,10 @@ if TYPE_CHECKING: # the same names, for editors
     from cotmi.dashboards.compare_dashboard import CompareDashboard
     from cotmi.dashboards.run_dashboard import RunDashboard
     from cotmi.data.loading import load_data
-    from cotmi.evaluation.evaluator import evaluate
     from cotmi.information.correlations import correlation
     from cotmi.information.estimate import estimate_mi
     from cotmi.runs.comparison import compare_runs
+    from cotmi.runs.evaluating import evaluate
     from cotmi.runs.run_folder import Run, list_runs
     from cotmi.students.loading import load_student
     from cotmi.training.run_config import RunConfig

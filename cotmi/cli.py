@@ -31,8 +31,9 @@ from tqdm import tqdm
 import cotmi
 from .training.run_config import RunConfig, check_field, config_table, load_run_data
 from .core import ConfigError, CotmiError, RunError, load_settings, nearest, read_json, write_json
-from .runs.run_folder import Run, _stamp, list_runs, run_folder, runs_table
-from .runs.execution import evaluate_run
+from .runs.run_files import file_stamp as _stamp
+from .runs.run_folder import Run, list_runs, run_folder, runs_table
+from .runs.evaluating import evaluate
 from .runs.results import results_table
 
 # %% ../nbs/10_cli.ipynb #173f8162
@@ -383,7 +384,8 @@ def evaluate_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that holds a student.")],
 ):
     "Evaluate the student of a run again, with the data in place now, and write the results into its folder."
-    _show_run(evaluate_run(run))
+    evaluate(run)
+    _show_run(Run(run))
 
 # %% ../nbs/10_cli.ipynb #944a1cd3
 @app.command("judge")
@@ -404,7 +406,8 @@ def judge_command(
                                                     show_default=False)] = None,
 ):
     "Have a language model score the rationales of a run from 1 to 5; what is scored already is not asked again."
-    from cotmi.llm.judge import Judge, judge_run  # an HTTP client that nothing else here needs
+    from cotmi.llm.judge import Judge  # an HTTP client that nothing else here needs
+    from cotmi.runs.judging import judge_run
 
     found = Run(run)
     if found.status == "running":

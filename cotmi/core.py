@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OBJECTIVES', 'PAPER_OBJECTIVES', 'FEATURES', 'SETTINGS', 'CotmiError', 'SettingsError', 'ConfigError',
-           'DataError', 'StudentError', 'EstimationError', 'RunError', 'nearest', 'check_choice', 'write_text',
-           'to_json', 'write_json', 'read_json', 'Interval', 'bootstrap_interval', 'seed_everything', 'Setting',
-           'parse_setting', 'find_settings', 'Settings', 'load_settings']
+           'DataError', 'StudentError', 'EstimationError', 'RunError', 'nearest', 'check_choice', 'write_whole',
+           'write_text', 'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval',
+           'bootstrap_interval', 'seed_everything', 'Setting', 'parse_setting', 'find_settings', 'Settings',
+           'load_settings']
 
 # %% ../nbs/00_core.ipynb #3c7cbd70
 import configparser
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,24 +69,29 @@ def check_choice(
     raise error(f"{what} is {value!r}; allowed are {', '.join(map(str, allowed))}.{nearest(value, allowed)}")
 
 # %% ../nbs/00_core.ipynb #45a48187
+def write_whole(
+    path: str | Path, # Where the file belongs
+    write: Callable[[Path], Any], # Fills the path that it is given
+) -> Path: # The path written
+    "Let `write` fill a file beside `path`, then move it there in one step, making the folder if needed."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        made = Path(folder, path.name)
+        made.touch()
+        mode = made.stat().st_mode # as the umask has it
+        write(made)
+        made.chmod(mode)
+        os.replace(made, path)
+    return path
+
+# %% ../nbs/00_core.ipynb #1794a279
 def write_text(
     path: str | Path, # Where to write
     text: str, # What to write
 ) -> Path: # The path written
     "Write `text` to `path` in one step, making the folder if needed."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask) # mkstemp makes private files; a run folder is to be shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    return write_whole(path, lambda made: made.write_text(text, encoding="utf-8"))
 
 # %% ../nbs/00_core.ipynb #86970fde
 def _plain(value: Any) -> Any:
@@ -107,6 +114,7 @@ def to_json(
     "JSON text of `value`, with non-finite numbers as null."
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
 
+# %% ../nbs/00_core.ipynb #5436ee8b
 def write_json(
     path: str | Path, # Where to write
     value: Any, # What to write
@@ -114,6 +122,7 @@ def write_json(
     "Write `value` as JSON in one step."
     return write_text(path, to_json(value) + "\n")
 
+# %% ../nbs/00_core.ipynb #ec1f958c
 def read_json(
     path: str | Path, # The file to read
     error: type[CotmiError] = DataError, # The error to raise
@@ -126,6 +135,44 @@ def read_json(
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise error(f"{path} is not valid JSON ({fault}). It may have been cut off: get or write it again.") from fault
+
+# %% ../nbs/00_core.ipynb #a720c33d
+def read_json_lines(
+    path: str | Path, # The file to read; a missing one has no rows
+    faults: list[str] | None = None, # Gets a sentence where lines are left out
+) -> list[dict[str, Any]]: # The objects of its lines
+    "Read a file of one JSON object a line, however it ends."
+    path, rows, broken = Path(path), [], 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            broken += bool(line.strip()) and number < len(lines) # the last one may still be under way
+            continue
+        rows += [row] * isinstance(row, dict)
+        broken += not isinstance(row, dict)
+    if broken and faults is not None:
+        faults.append(f"{path.name} has {broken} broken line(s), left out")
+    return rows
+
+# %% ../nbs/00_core.ipynb #20e6bff1
+class RunFile(StrEnum):
+    "The name of a file or folder in a run folder."
+    CONFIG = "config.json" # Every value of RunConfig (`values`) and where each came from (`sources`)
+    ENVIRONMENT = "environment.json" # Versions, platform, device, git commit, command, the route taken
+    DATA_REPORT = "data_report.json" # Rows read, used and dropped, with the reasons
+    HISTORY = "history.jsonl" # One line a log step
+    METRICS = "metrics.json" # Flat results, and the status
+    PREDICTIONS = "predictions.parquet" # A row per test example
+    FEATURES = "features.safetensors" # Z and V of a bounded sample, with their ids
+    INFORMATION = "mi.json" # The estimates of I(Z;V) and the correlations
+    TRAINING = "training.json" # The summary of a training that came to its end
+    VERDICTS = "judge.jsonl" # The verdicts of the judge, one a line
+    JUDGEMENT = "judge.json" # What a judge run came to
+    NOTEBOOK = "notebook.ipynb" # The executed experiment
+    STUDENT = "student" # Folder: a plain Hugging Face checkpoint
+    CHECKPOINTS = "checkpoints" # Folder: where an interrupted training goes on
 
 # %% ../nbs/00_core.ipynb #373d68ca
 class Interval(NamedTuple):

@@ -20,7 +20,6 @@ from cotmi.evaluation.calibration import (
     maximum_calibration_error,
     negative_log_likelihoods,
     reliability,
-    reliability_figure,
     risk_coverage,
     scale,
 )
@@ -177,7 +176,6 @@ def test_all_figures_at_once():
     for key in ("ece", "ece_mass", "brier", "nll"):
         assert flat[f"test/{key}_scaled_low"] <= flat[f"test/{key}_scaled"] <= flat[f"test/{key}_scaled_high"]
     assert {"test/mce_scaled", "test/ece_floor_scaled", "test/risk_coverage_scaled"} <= set(flat)
-    assert len(reliability_figure(CONFIDENCE, CORRECT).data) == 2
 
 
 @pytest.mark.parametrize("confidence, correct, words", [

@@ -10,7 +10,10 @@ from cotmi import compare_runs as at_the_top
 from cotmi.core import METHODS, RunError, write_json
 from cotmi.evaluation.metrics import METRICS
 from cotmi.evaluation.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
-from cotmi.runs.comparison import PUBLISHED, compare_pair, compare_runs, group_runs
+from cotmi.runs.comparison import compare_runs
+from cotmi.runs.comparison_tables import compare_pair
+from cotmi.runs.grouping import group_runs
+from cotmi.runs.published_figures import PUBLISHED
 from cotmi.runs.run_folder import Run
 
 N = 600

@@ -1,5 +1,6 @@
 "Evaluation against plain loops over the model, hand-worked predictions and whole run folders."
 import json
+import os
 import shutil
 import time
 
@@ -23,10 +24,11 @@ from cotmi.core import METHODS, RunError, read_json, write_json
 from cotmi.data.examples import SEGMENT_SEPARATOR
 from cotmi.data.loading import load_data
 from cotmi.evaluation.answers import answer, confidences, label_targets
-from cotmi.evaluation.evaluator import evaluate_student, write_predictions
+from cotmi.evaluation.evaluator import evaluate_student
 from cotmi.evaluation.faithfulness import rationale_effect
 from cotmi.evaluation.scoring import score_predictions
-from cotmi.runs.run_folder import Run
+from cotmi.runs.run_files import write_predictions
+from cotmi.runs.run_folder import Run, open_run
 from cotmi.students.builtin import builtin_student
 from cotmi.students.encoder_decoder import token_log_likelihoods
 from cotmi.students.generation import generate, generate_ids, target_log_likelihoods
@@ -265,7 +267,7 @@ def data(): return load_data("demo", demo_size=120)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_evaluation_of_every_method(tiny, data, method, tmp_path, no_embedder):
     config = RunConfig(**{**CONFIG.to_dict(), "method": method})
-    figures = evaluate_student(tiny, data, config, tmp_path, progress=False)
+    figures = evaluate_run(tiny, data, config, tmp_path, progress=False)
     write_json(tmp_path / "metrics.json", {"status": "complete", **figures})
     run = Run(tmp_path)
     table = run.predictions
@@ -280,15 +282,15 @@ def test_a_whole_evaluation_of_every_method(tiny, data, method, tmp_path, no_emb
         "mutual information is not estimated (estimate_mi=False)"]}
     assert "embedding model" in figures.get("test/notes", "") or method == "finetune"
     assert not list(tmp_path.glob(".*")) # nothing half-written is left
-    again = evaluate_student(tiny, data, config, tmp_path / "again", progress=False)
-    assert again == figures
+    again = evaluate_student(tiny, data, config, progress=False)
+    assert again.metrics() == figures and again.predictions.id.tolist() == table.id.tolist()
 
 
 def test_features_are_bounded_and_the_same_rows_for_every_run(tiny, data, tmp_path, no_embedder):
     ids = []
     for method in ("dss", "finetune"):
         config = RunConfig(**{**CONFIG.to_dict(), "method": method, "mi_pairs": 7, "features": "decoder", "seed": 5})
-        evaluate_student(tiny, data, config, tmp_path / method, progress=False)
+        evaluate_run(tiny, data, config, tmp_path / method, progress=False)
         with safe_open(tmp_path / method / "features.safetensors", "np") as file:
             assert file.get_tensor("z").shape == (7, 64) and file.metadata()["features"] == "decoder"
             ids.append(json.loads(file.metadata()["ids"]))
@@ -299,7 +301,7 @@ def test_mutual_information_is_estimated_or_its_absence_noted(tiny, tmp_path, no
     for size, estimated in ((250, True), (100, False)):
         small = load_data("demo", demo_size=size)
         config = RunConfig(**{**CONFIG.to_dict(), "demo_size": size, "estimate_mi": True, "mi_bounds": "gaussian"})
-        figures = evaluate_student(tiny, small, config, tmp_path / str(size), progress=False)
+        figures = evaluate_run(tiny, small, config, tmp_path / str(size), progress=False)
         stored = read_json(tmp_path / str(size) / "mi.json")
         assert bool(stored["estimates"]) == estimated == ("test/mi" in figures)
         if estimated:
@@ -314,11 +316,13 @@ def test_a_run_folder_is_evaluated_where_it_lies(tiny, data, tmp_path, no_embedd
     folder = tmp_path / "run"
     tiny.save(folder / "student")
     write_json(folder / "config.json", {"values": CONFIG.to_dict(), "sources": {}})
-    write_json(folder / "metrics.json", {"status": "complete", "train/steps": 7, "test/old": 1})
+    write_json(folder / "metrics.json", {"status": "complete", "train/steps": 7, "test/old": 1,
+                                            "valid/best_accuracy": 0.5, "test/rationale_judge": 3.0})
     figures = evaluate_run(folder, progress=False)
     assert figures == evaluate_run(tiny, data, CONFIG, progress=False) # a bare student, files thrown away
     metrics = read_json(folder / "metrics.json")
-    assert metrics["train/steps"] == 7 and "test/old" not in metrics
+    assert (metrics["train/steps"], metrics["valid/best_accuracy"], metrics["status"]) == (7, 0.5, "complete")
+    assert not {"test/old", "test/rationale_judge"} & set(metrics) # a judge's score is of the old rationales
     assert metrics["test/accuracy"] == figures["test/accuracy"]
     # the predictions are those of the plain checkpoint
     model = AutoModelForSeq2SeqLM.from_pretrained(folder / "student")
@@ -328,10 +332,36 @@ def test_a_run_folder_is_evaluated_where_it_lies(tiny, data, tmp_path, no_embedd
         text = tiny.tokenizer.decode(model.generate(ids, max_new_tokens=10)[0], skip_special_tokens=True)
         assert text.strip() == row.predicted_label
     shutil.rmtree(folder / "student")
-    with pytest.raises(RunError, match="holds no trained student"):
+    with pytest.raises(RunError, match="holds no student"):
         evaluate_run(folder)
     with pytest.raises(RunError, match="pass its data"):
         evaluate_run(tiny)
+
+
+def test_a_run_is_evaluated_through_its_lock(tiny, data, tmp_path, no_embedder):
+    folder = tmp_path / "run"
+    tiny.save(folder / "student")
+    write_json(folder / "config.json", {"values": CONFIG.to_dict(), "sources": {}})
+    write_json(folder / "metrics.json", {"status": "stopped"})
+    opened = open_run(folder)
+    with pytest.raises(RunError, match="another process"):
+        evaluate_run(folder, data, progress=False)
+    assert not (folder / "predictions.parquet").exists()
+    evaluate_run(opened, data, progress=False) # whoever holds the lock may
+    assert Run(folder).status == "stopped" and not opened.is_open # its training has not come to an end
+    figures = evaluate_run(Run(folder), data, folder=tmp_path / "elsewhere", progress=False)
+    assert Run(folder).metrics["test/accuracy"] == figures["test/accuracy"]
+    assert (tmp_path / "elsewhere" / "mi.json").exists() and not (tmp_path / "elsewhere" / "metrics.json").exists()
+
+
+def test_files_may_be_read_by_whom_the_umask_says(tiny, data, tmp_path, no_embedder):
+    before = os.umask(0o027)
+    try:
+        evaluate_run(tiny, data, CONFIG, tmp_path, progress=False)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("predictions.parquet", "features.safetensors", "mi.json"), 0o640)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ import nbformat
 import pytest
 
 from cotmi.runs.execution import execute
-from cotmi.runs.run_folder import RUN_FILES, Run, list_runs
+from cotmi.runs.run_files import RUN_FILES
+from cotmi.runs.run_folder import Run, list_runs
 from cotmi.training.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]

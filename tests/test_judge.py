@@ -25,10 +25,10 @@ from cotmi.llm.judge import (
     VerdictCache,
     judge_rationales,
     judge_request,
-    judge_run,
     parse_verdict,
     request_key,
 )
+from cotmi.runs.judging import judge_run
 
 
 class Server(ThreadingHTTPServer):

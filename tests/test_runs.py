@@ -6,17 +6,18 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from cotmi.core import RunError, write_json
+from cotmi.core import RunError, RunFile, write_json
 from cotmi.data.loading import load_data
-from cotmi.runs.execution import open_run
 from cotmi.runs.results import results_table
-from cotmi.runs.run_folder import RUN_FILES, Run, list_runs, run_folder, runs_table, start_run
+from cotmi.runs.run_files import RUN_FILES
+from cotmi.runs.run_folder import Run, list_runs, mark_failed, open_run, run_folder, runs_table, start_run
 from cotmi.training.run_config import RunConfig
 
 
@@ -136,6 +137,30 @@ def test_two_processes_never_write_one_run(tmp_path):
     assert run.refresh() and run.status == "complete"
 
 
+def test_the_last_word_of_a_dead_process(tmp_path):
+    run = start_run(make_config(), tmp_path)
+    mark_failed(run.path, "killed") # it is alive: nothing is written
+    assert Run(run.path).status == "running"
+    run.close()
+    mark_failed(run.path, "killed")
+    assert (Run(run.path).status, Run(run.path).metrics["error"]) == ("failed", "killed")
+    start_run(make_config(), tmp_path).finish({})
+    mark_failed(run.path, "killed") # it has ended
+    assert Run(run.path).status == "complete"
+
+
+def test_the_route_is_on_record(tmp_path):
+    config = make_config(vocabulary_pass="plain")
+    run = start_run(config, tmp_path)
+    run.record_route(SimpleNamespace(route="plain: another version"), config)
+    before = run.environment
+    assert before["route"] == {"student": "plain: another version", "loss": "plain"} and before["versions"]
+    run.fail("power cut")
+    run = start_run(config, tmp_path)
+    assert "route" not in run.environment and run.environment["earlier"] == [before] # of this start it is not known yet
+    run.finish({})
+
+
 @pytest.fixture
 def whole(tmp_path, report):
     "A complete run, every file in place."
@@ -239,6 +264,8 @@ def test_listing_passes_over_what_is_no_run(whole, tmp_path):
 
 
 def test_only_an_open_run_is_written(whole):
+    with pytest.raises(RunError, match="open for reading"):
+        Run(whole.path).write(RunFile.METRICS, {})
     with pytest.raises(RunError, match="open for reading"):
         Run(whole.path).finish({})
     with pytest.raises(RunError, match="holds no student"):

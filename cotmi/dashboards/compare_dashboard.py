@@ -36,7 +36,7 @@ from cotmi.dashboards.widgets import (
 )
 from ..evaluation.metrics import METRICS
 from ..evaluation.statistics import mcnemar_exact
-from ..runs.comparison import CAUTION, group_runs, hardly_answers, over_seeds
+from ..runs.grouping import CAUTION, group_runs, hardly_answers, over_seeds
 from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/03_compare_dashboard.ipynb #1b93961c

@@ -56,7 +56,8 @@ from cotmi.dashboards.widgets import (
 )
 from ..data.completions import PROBLEMS
 from ..information.planar_projection import PROJECTIONS, cross_correlation, fit_plane, neighbours
-from ..runs.comparison import CAUTION, PUBLISHED, hardly_answers
+from ..runs.grouping import CAUTION, hardly_answers
+from ..runs.published_figures import PUBLISHED
 from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/02_run_dashboard.ipynb #595d4826

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['BINNINGS', 'TEMPERATURES', 'reliability', 'expected_calibration_error', 'maximum_calibration_error',
            'calibration_floor', 'calibration_interval', 'brier_scores', 'negative_log_likelihoods', 'risk_coverage',
-           'area_under_risk_coverage', 'scale', 'fit_temperature', 'Calibration', 'calibration', 'reliability_figure',
-           'risk_coverage_figure']
+           'area_under_risk_coverage', 'scale', 'fit_temperature', 'Calibration', 'calibration']
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #339bb0c0
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 from scipy.stats import rankdata
@@ -26,7 +26,7 @@ from ..core import EstimationError, Interval, bootstrap_interval, check_choice
 # %% ../../nbs/evaluation/02_calibration.ipynb #398619af
 BINNINGS = ("width", "mass")
 
-def _outcomes(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
+def _outcomes(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Both as float arrays; lengths that differ, emptiness, and confidences outside [0, 1] are errors."
     confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     if confidence.ndim != 1 or confidence.shape != correct.shape or confidence.size == 0:
@@ -36,6 +36,7 @@ def _outcomes(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
         raise EstimationError("A confidence lies outside [0, 1] or is NaN; pass probabilities, not logits.")
     return np.minimum(confidence, 1), correct
 
+# %% ../../nbs/evaluation/02_calibration.ipynb #0ff05200
 def _bin_of(confidence: np.ndarray, bins: int, kind: str) -> np.ndarray:
     "[n] bin of each confidence, 0 to bins - 1. By width: [i / bins, (i + 1) / bins). By mass: by mean rank."
     check_choice("kind", kind, BINNINGS, EstimationError)
@@ -47,16 +48,16 @@ def _bin_of(confidence: np.ndarray, bins: int, kind: str) -> np.ndarray:
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #2f90d265
 def reliability(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
     bins: int = 15, # Bins asked for
     kind: str = "width", # width or mass
 ) -> pd.DataFrame: # A row per bin with examples: low, high, count, confidence, accuracy, gap (accuracy - confidence)
     "Mean confidence and accuracy per bin: the numbers behind a reliability diagram."
     confidence, correct = _outcomes(confidence, correct)
     index = _bin_of(confidence, bins, kind)
-    table = pd.DataFrame({"bin": index, "low": confidence, "high": confidence, "count": 1, "confidence": confidence,
-                          "accuracy": correct})
+    table = pd.DataFrame({"bin": index, "low": confidence, "high": confidence, "count": 1,
+                          "confidence": confidence, "accuracy": correct})
     table = table.groupby("bin").agg({"low": "min", "high": "max", "count": "sum", "confidence": "mean",
                                       "accuracy": "mean"})
     if kind == "width":
@@ -64,9 +65,17 @@ def reliability(
     return table.assign(gap=table.accuracy - table.confidence).reset_index(drop=True)
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #15ffe158
+def _torchmetrics(confidence: ArrayLike, correct: ArrayLike, bins: int, norm: Literal["l1", "max"]) -> float:
+    "torchmetrics' calibration error; a confidence of 1 goes into the last bin, not into one of its own."
+    confidence, correct = _outcomes(confidence, correct)
+    _bin_of(confidence, bins, "width") # checks bins
+    below_one = torch.tensor(np.minimum(confidence, np.nextafter(1, 0)))
+    return float(binary_calibration_error(below_one, torch.tensor(correct).long(), bins, norm))
+
+# %% ../../nbs/evaluation/02_calibration.ipynb #778a1fb5
 def expected_calibration_error(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
     bins: int = 15, # Bins asked for
     kind: str = "width", # width or mass
 ) -> float: # In [0, 1]; 0 is perfect
@@ -76,37 +85,44 @@ def expected_calibration_error(
     table = reliability(confidence, correct, bins, kind)
     return float(np.average(table.gap.abs(), weights=table["count"]))
 
+# %% ../../nbs/evaluation/02_calibration.ipynb #4cffb9e4
 def maximum_calibration_error(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
     bins: int = 15, # Equal-width bins
 ) -> float: # In [0, 1]; one example alone in a bin can make it 1
     "Largest gap between accuracy and confidence of an equal-width bin."
     return _torchmetrics(confidence, correct, bins, "max")
 
-def _torchmetrics(confidence, correct, bins: int, norm: str) -> float:
-    "torchmetrics' calibration error; a confidence of 1 goes into the last bin, not into one of its own."
-    confidence, correct = _outcomes(confidence, correct)
-    _bin_of(confidence, bins, "width") # checks bins
-    below_one = torch.tensor(np.minimum(confidence, np.nextafter(1, 0)))
-    return float(binary_calibration_error(below_one, torch.tensor(correct).long(), bins, norm))
-
 # %% ../../nbs/evaluation/02_calibration.ipynb #460af601
 def calibration_floor(
-    confidence, # [n] probability of the predicted label
+    confidence: ArrayLike, # [n] probability of the predicted label
     bins: int = 15, # Bins asked for
     kind: str = "width", # width or mass
 ) -> float: # Expected ECE under perfect calibration, by the normal approximation in each bin
     "The ECE that sampling alone gives."
-    confidence, _ = _outcomes(confidence, np.zeros(len(confidence)))
+    confidence, _ = _outcomes(confidence, np.zeros(np.shape(confidence)))
     index = _bin_of(confidence, bins, kind)
     variance = np.bincount(index, confidence * (1 - confidence))
     return float(np.sqrt(2 * variance / np.pi).sum() / len(confidence)) # E|N(0, s²)| = s·√(2/π)
 
-# %% ../../nbs/evaluation/02_calibration.ipynb #db4ba7fd
+# %% ../../nbs/evaluation/02_calibration.ipynb #53f1bb25
+def _resampled_errors(gap: np.ndarray, index: np.ndarray, bins: int, resamples: int, seed: int) -> np.ndarray:
+    "[resamples] calibration errors of bootstrap resamples: gaps [n], each in its bin [n]."
+    n, rng = len(gap), np.random.default_rng(seed)
+    errors, step = np.empty(resamples), max(1, 2_000_000 // n)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(0, n, (rows, n))
+        cell = index[drawn] + bins * np.arange(rows)[:, None]
+        sums = np.bincount(cell.ravel(), gap[drawn].ravel(), minlength=rows * bins).reshape(rows, bins)
+        errors[start:start + rows] = np.abs(sums).sum(axis=1) / n
+    return errors
+
+# %% ../../nbs/evaluation/02_calibration.ipynb #8a3a35fc
 def calibration_interval(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
     bins: int = 15, # Bins asked for
     kind: str = "width", # width or mass
     level: float = 0.95, # Confidence level
@@ -116,23 +132,14 @@ def calibration_interval(
     "Expected calibration error with a bias-shifted bootstrap interval."
     value = expected_calibration_error(confidence, correct, bins, kind)
     confidence, correct = _outcomes(confidence, correct)
-    index = _bin_of(confidence, bins, kind)
-    gap, n, rng = correct - confidence, len(confidence), np.random.default_rng(seed)
-    found = np.empty(resamples)
-    step = max(1, 2_000_000 // n)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(0, n, (rows, n))
-        cell = index[drawn] + bins * np.arange(rows)[:, None]
-        sums = np.bincount(cell.ravel(), gap[drawn].ravel(), minlength=rows * bins).reshape(rows, bins)
-        found[start:start + rows] = np.abs(sums).sum(axis=1) / n
-    low, high = np.quantile(found - found.mean() + value, [(1 - level) / 2, (1 + level) / 2])
+    errors = _resampled_errors(correct - confidence, _bin_of(confidence, bins, kind), bins, resamples, seed)
+    low, high = np.quantile(errors - errors.mean() + value, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, max(0.0, float(low)), float(high))
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #2eb3b06d
 def brier_scores(
-    probabilities, # [n, k] distribution over candidates, or [n] probability of being right
-    target, # [n] index of the gold candidate (-1: not among them), or [n] whether it is right
+    probabilities: ArrayLike, # [n, k] distribution over candidates, or [n] probability of being right
+    target: ArrayLike, # [n] index of the gold candidate (-1: not among them), or [n] whether it is right
 ) -> np.ndarray: # [n], in [0, 2] for candidates and [0, 1] for right or wrong
     "Brier score of every example (Brier 1950)."
     p, target = np.asarray(probabilities, dtype=float), np.asarray(target)
@@ -140,9 +147,10 @@ def brier_scores(
         return (p - target.astype(float)) ** 2
     return ((p - (np.arange(p.shape[1]) == target[:, None])) ** 2).sum(axis=1) + (target < 0)
 
+# %% ../../nbs/evaluation/02_calibration.ipynb #b3773f79
 def negative_log_likelihoods(
-    probabilities, # [n, k] distribution over candidates, or [n] probability of being right
-    target, # [n] index of the gold candidate (-1: not among them), or [n] whether it is right
+    probabilities: ArrayLike, # [n, k] distribution over candidates, or [n] probability of being right
+    target: ArrayLike, # [n] index of the gold candidate (-1: not among them), or [n] whether it is right
     smallest: float = 1e-12, # Probabilities below this count as this
 ) -> np.ndarray: # [n] nats
     "Negative log-likelihood of what is true, for every example."
@@ -155,8 +163,8 @@ def negative_log_likelihoods(
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #10b1e2c1
 def risk_coverage(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
 ) -> pd.DataFrame: # Columns threshold, coverage, risk; a row per distinct confidence, falling
     "Share of wrong answers among those at least as confident as each threshold."
     confidence, correct = _outcomes(confidence, correct)
@@ -165,9 +173,10 @@ def risk_coverage(
     return pd.DataFrame({"threshold": total.index, "coverage": (total["size"] / len(confidence)).to_numpy(),
                          "risk": (total["sum"] / total["size"]).to_numpy()})
 
+# %% ../../nbs/evaluation/02_calibration.ipynb #ff46f433
 def area_under_risk_coverage(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
 ) -> float: # In [0, 1]; lower is better, the overall error is what a useless order gives
     "Area under the risk–coverage curve (AURC), by the trapezoid rule, flat to the left of its first point."
     curve = risk_coverage(confidence, correct)
@@ -178,7 +187,7 @@ def area_under_risk_coverage(
 TEMPERATURES = (0.05, 20.0) # Range of the fit
 
 def scale(
-    scores, # [n, k] log-likelihoods of candidates (-inf pads), or [n] probabilities of being right
+    scores: ArrayLike, # [n, k] log-likelihoods of candidates (-inf pads), or [n] probabilities of being right
     temperature: float = 1.0, # Above 1 flattens
 ) -> np.ndarray: # [n, k] distribution, or [n] probabilities
     "Probabilities at a temperature."
@@ -187,9 +196,10 @@ def scale(
         return softmax(scores / temperature, axis=1)
     return expit(logit(np.clip(scores, 1e-12, 1 - 1e-12)) / temperature)
 
+# %% ../../nbs/evaluation/02_calibration.ipynb #c61a1475
 def fit_temperature(
-    scores, # [n, k] log-likelihoods of candidates (-inf pads), or [n] probabilities of being right
-    target, # [n] index of the gold candidate, or [n] whether it is right
+    scores: ArrayLike, # [n, k] log-likelihoods of candidates (-inf pads), or [n] probabilities of being right
+    target: ArrayLike, # [n] index of the gold candidate, or [n] whether it is right
 ) -> float: # Temperature in `TEMPERATURES`; 1 when there is nothing to fit
     "The temperature with the least negative log-likelihood."
     scores, target = np.asarray(scores, dtype=float), np.asarray(target)
@@ -197,12 +207,12 @@ def fit_temperature(
         scores, target = scores[target >= 0], target[target >= 0]
     if len(scores) == 0:
         return 1.0
-    def loss(log_temperature):
+    def loss(log_temperature: float) -> float:
         if scores.ndim == 2: # from log-probabilities, which do not underflow
             return -log_softmax(scores / np.exp(log_temperature), axis=1)[np.arange(len(scores)), target].mean()
         return negative_log_likelihoods(scale(scores, np.exp(log_temperature)), target).mean()
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #2c87427c
 @dataclass(frozen=True)
@@ -222,30 +232,29 @@ class Calibration:
         prefix: str = "", # Put before every key, e.g. `test/`
         suffix: str = "", # Put after every key, e.g. `_scaled`
     ) -> dict[str, float]: # Flat figures, with `_low` and `_high` beside those that have an interval
-        "Flat keys and values, as metrics.json keeps them."
-        found = {}
+        "Flat keys and values, as a run keeps them."
+        flat = {}
         for key in ("ece", "ece_mass", "ece_floor", "mce", "brier", "nll", "risk_coverage"):
-            value = getattr(self, key)
-            name = f"{prefix}{key}{suffix}"
-            if isinstance(value, Interval):
-                found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-            else:
-                found[name] = value
-        return found
+            value, name = getattr(self, key), f"{prefix}{key}{suffix}"
+            ends = zip(("", "_low", "_high"), value, strict=True) if isinstance(value, Interval) else [("", value)]
+            flat |= {f"{name}{end}": number for end, number in ends}
+        return flat
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #dd5ba064
 def calibration(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
-    probabilities=None, # [n, k] distributions over candidates (0 pads); None for free labels
-    target=None, # [n] index of the gold candidate, with `probabilities`
+    confidence: ArrayLike, # [n] probability of the predicted label
+    correct: ArrayLike, # [n] whether it is right
+    probabilities: ArrayLike | None = None, # [n, k] distributions over candidates (0 pads); None for free labels
+    target: ArrayLike | None = None, # [n] index of the gold candidate, with `probabilities`
     bins: int = 15, # Bins asked for
     resamples: int = 1000, # Bootstrap resamples
     seed: int = 0, # Seed of the resampling
 ) -> Calibration: # Every figure with its interval
     "Calibration error, proper scores and risk–coverage of a set of predictions."
-    said, truth = (confidence, correct) if probabilities is None else (probabilities, target)
-    each = {"resamples": resamples, "seed": seed}
+    if (probabilities is None) != (target is None):
+        raise EstimationError("probabilities and target go together; pass both, or neither for free labels.")
+    said, truth = (confidence, correct) if probabilities is None or target is None else (probabilities, target)
+    each: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return Calibration(
         ece=calibration_interval(confidence, correct, bins, "width", **each),
         ece_mass=calibration_interval(confidence, correct, bins, "mass", **each),
@@ -256,36 +265,3 @@ def calibration(
         risk_coverage=area_under_risk_coverage(confidence, correct),
         bins=bins,
     )
-
-# %% ../../nbs/evaluation/02_calibration.ipynb #85f71c22
-def reliability_figure(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
-    bins: int = 15, # Bins asked for
-    kind: str = "width", # width or mass
-    title: str = "Reliability", # Title of the figure
-) -> go.Figure: # Accuracy against confidence, one marker a bin, its area by the number of examples
-    "Reliability diagram."
-    table = reliability(confidence, correct, bins, kind)
-    size = 8 + 32 * np.sqrt(table["count"] / table["count"].sum())
-    text = [f"{r.low:.2f}–{r.high:.2f}: {int(r['count'])} examples" for _, r in table.iterrows()]
-    figure = go.Figure([
-        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "grey"}, name="perfect"),
-        go.Scatter(x=table.confidence, y=table.accuracy, mode="lines+markers", marker={"size": size}, text=text,
-                   hovertemplate="%{text}<br>confidence %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>", name="student"),
-    ])
-    return figure.update_layout(title=title, xaxis={"title": "confidence", "range": [0, 1]},
-                                yaxis={"title": "accuracy", "range": [0, 1.02]})
-
-def risk_coverage_figure(
-    confidence, # [n] probability of the predicted label
-    correct, # [n] whether it is right
-    title: str = "Risk and coverage", # Title of the figure
-) -> go.Figure: # Risk against coverage
-    "Risk–coverage curve."
-    curve = risk_coverage(confidence, correct)
-    figure = go.Figure(go.Scatter(x=curve.coverage, y=curve.risk, mode="lines", line={"shape": "hv"}, name="student",
-                                  customdata=curve.threshold, hovertemplate="coverage %{x:.3f}<br>risk %{y:.3f}"
-                                  "<br>confidence from %{customdata:.3f}<extra></extra>"))
-    return figure.update_layout(title=title, xaxis={"title": "coverage", "range": [0, 1]},
-                                yaxis={"title": "share wrong", "rangemode": "tozero"})

@@ -8,9 +8,10 @@ __all__ = ['share_interval', 'Difference', 'paired_bootstrap', 'McNemar', 'mcnem
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #65c1d15a
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.optimize import brentq
 from statsmodels.stats.contingency_tables import mcnemar
@@ -22,10 +23,12 @@ from ..core import EstimationError, Interval, bootstrap_interval, check_choice
 # %% ../../nbs/evaluation/01_statistics.ipynb #305a6abb
 def _exact_ends(count: int, examples: int, level: float) -> tuple[float, float]:
     "Ends of the Clopper–Pearson interval of a share."
-    return tuple(map(float, proportion_confint(count, examples, 1 - level, method="beta")))
+    low, high = proportion_confint(count, examples, 1 - level, method="beta")
+    return float(low), float(high)
 
+# %% ../../nbs/evaluation/01_statistics.ipynb #a946907d
 def share_interval(
-    values, # [n] 0/1 or true/false
+    values: ArrayLike, # [n] 0/1 or true/false
     level: float = 0.95, # Confidence level
     resamples: int = 2000, # Bootstrap resamples
     seed: int = 0, # Seed of the resampling
@@ -50,11 +53,11 @@ class Difference:
 
     @property
     def interval(self) -> Interval: return Interval(self.value, self.low, self.high)
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict[str, Any]: return asdict(self)
     def __str__(self): return f"{self.interval}, p = {self.p_value:.3g} ({self.test}, {self.examples} examples)"
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #f92cb1f8
-def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Two score arrays as floats; unequal lengths, emptiness and NaN are errors."
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape[-1:] != b.shape[-1:] or a.size == 0 or b.size == 0:
@@ -90,8 +93,8 @@ def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generato
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #13acdd04
 def paired_bootstrap(
-    a, # [n] scores of one run, 0/1 or real
-    b, # [n] scores of the other run on the same examples
+    a: ArrayLike, # [n] scores of one run, 0/1 or real
+    b: ArrayLike, # [n] scores of the other run on the same examples
     level: float = 0.95, # Confidence level
     resamples: int = 10_000, # Bootstrap resamples
     seed: int = 0, # Seed of the resampling
@@ -117,9 +120,10 @@ class McNemar(NamedTuple):
     both: int # Examples that both got right
     neither: int # Examples that neither got right
 
+# %% ../../nbs/evaluation/01_statistics.ipynb #49da9cc1
 def mcnemar_exact(
-    a, # [n] whether one run is right
-    b, # [n] whether the other run is right, on the same examples
+    a: ArrayLike, # [n] whether one run is right
+    b: ArrayLike, # [n] whether the other run is right, on the same examples
 ) -> McNemar: # p-value and the four counts
     "Exact McNemar test of two runs on the same examples (McNemar 1947, binomial form)."
     a, b = (x.astype(bool) for x in _pair(a, b))
@@ -129,8 +133,8 @@ def mcnemar_exact(
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #f8d43f69
 def compare_methods(
-    a, # [seeds_a, n] scores of one method: a row per seed, a column per example
-    b, # [seeds_b, n] scores of the other method on the same examples
+    a: ArrayLike, # [seeds_a, n] scores of one method: a row per seed, a column per example
+    b: ArrayLike, # [seeds_b, n] scores of the other method on the same examples
     level: float = 0.95, # Confidence level
 ) -> Difference: # Difference of the overall means, t interval, two-sided p-value
     "Compare two methods over seeds and examples by Welch's t test on the sum of both variances."
@@ -138,8 +142,7 @@ def compare_methods(
     gap = a.mean(axis=0) - b.mean(axis=0)
     value, n = float(gap.mean()), len(gap)
     seeds = [x.mean(axis=1) for x in (a, b)]
-    alone = min(len(a), len(b)) == 1
-    name = "t test over examples, seeds unknown" if alone else "t test over examples and seeds"
+    name = "t test over examples" + (", seeds unknown" if min(len(a), len(b)) == 1 else " and seeds")
     if all(np.ptp(x) == 0 for x in (gap, *seeds)):
         return _without_spread(a, b, float(gap[0]), level, name)
     parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (gap, *seeds) if len(x) > 1]
@@ -152,7 +155,7 @@ def compare_methods(
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #3fb5a796
 def seed_interval(
-    values, # [seeds] one figure per seed
+    values: ArrayLike, # [seeds] one figure per seed
     method: str = "t", # t or bootstrap
     level: float = 0.95, # Confidence level
     seed: int = 0, # Seed of the bootstrap
@@ -162,10 +165,12 @@ def seed_interval(
     check_choice("method", method, ("t", "bootstrap"), EstimationError)
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
-    if len(values) == 0 or (np.ptp(values) == 0 and not examples):
-        return Interval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
+    unknown = float("nan")
+    if len(values) == 0:
+        return Interval(unknown, unknown, unknown)
     if np.ptp(values) == 0:
-        return Interval(float(values[0]), *_exact_ends(round(values[0] * examples), examples, level))
+        ends = _exact_ends(round(values[0] * examples), examples, level) if examples else (unknown, unknown)
+        return Interval(float(values[0]), *ends)
     if method == "bootstrap":
         return bootstrap_interval(values, level=level, seed=seed)
     low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))
@@ -173,7 +178,7 @@ def seed_interval(
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #c5be0f59
 def holm(
-    p_values, # [k] p-values of one table; NaN where a comparison could not be made
+    p_values: ArrayLike, # [k] p-values of one table; NaN where a comparison could not be made
 ) -> np.ndarray: # [k] adjusted p-values, to be held against the level directly; NaN stays NaN
     "Holm-adjusted p-values (Holm 1979)."
     p_values = np.asarray(p_values, dtype=float)
@@ -201,6 +206,7 @@ def mcnemar_power(
     rejected = stats.binom.cdf(critical, m, 1 - share) + stats.binom.cdf(critical, m, share)
     return float(np.sum(stats.binom.pmf(m, examples, disagreement) * rejected))
 
+# %% ../../nbs/evaluation/01_statistics.ipynb #82d8e8d3
 def smallest_difference(
     examples: int, # Size of the test set
     disagreement: float, # Share of examples that exactly one of the two gets right
@@ -221,6 +227,7 @@ def _weighted_correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.nda
     with np.errstate(invalid="ignore", divide="ignore"):
         return (w * dx * dy).sum(axis=1) / np.sqrt((w * dx**2).sum(axis=1) * (w * dy**2).sum(axis=1))
 
+# %% ../../nbs/evaluation/01_statistics.ipynb #c7fc63a6
 def _weighted_ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     "[r, n] mid-ranks of x [n] when example i occurs w[., i] times."
     distinct, group = np.unique(x, return_inverse=True)
@@ -229,7 +236,7 @@ def _weighted_ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     counts = np.add.reduceat(w[:, order], starts, axis=1)
     return (np.cumsum(counts, axis=1) - (counts - 1) / 2)[:, group]
 
-# %% ../../nbs/evaluation/01_statistics.ipynb #299f801d
+# %% ../../nbs/evaluation/01_statistics.ipynb #f69cca5e
 @dataclass(frozen=True)
 class Association:
     "How a score goes with being right."
@@ -239,12 +246,26 @@ class Association:
     spearman_p: float # p-value of no correlation
     examples: int # Examples with a score
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "point_biserial": self.point_biserial._asdict(), "spearman": self.spearman._asdict()}
 
+# %% ../../nbs/evaluation/01_statistics.ipynb #4389eae0
+def _resampled_correlations(x: np.ndarray, y: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    "[2, resamples] point-biserial and rank correlations of bootstrap resamples."
+    rng, n = np.random.default_rng(seed), len(x)
+    blocks, step = [], max(1, 1_000_000 // n) # blocks of about 8 MB an array
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        w = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+        blocks.append([_weighted_correlation(x, y, w),
+                       _weighted_correlation(_weighted_ranks(x, w), _weighted_ranks(y, w), w)])
+    return np.concatenate(blocks, axis=1)
+
+# %% ../../nbs/evaluation/01_statistics.ipynb #48db9ea6
 def association(
-    scores, # [n] a quality score per example; NaN where there is none
-    correct, # [n] whether the label is right
+    scores: ArrayLike, # [n] a quality score per example; NaN where there is none
+    correct: ArrayLike, # [n] whether the label is right
     level: float = 0.95, # Confidence level
     resamples: int = 1000, # Bootstrap resamples
     seed: int = 0, # Seed of the resampling
@@ -257,15 +278,8 @@ def association(
         nothing = Interval(*[float("nan")] * 3)
         return Association(nothing, nothing, float("nan"), float("nan"), len(x))
     pearson, spearman = stats.pointbiserialr(y, x), stats.spearmanr(x, y)
-    rng, n = np.random.default_rng(seed), len(x)
-    found, step = [], max(1, 1_000_000 // n) # blocks of about 8 MB an array
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
-        w = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
-        found.append([_weighted_correlation(x, y, w),
-                      _weighted_correlation(_weighted_ranks(x, w), _weighted_ranks(y, w), w)])
-    ends = np.nanquantile(np.concatenate(found, axis=1), [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return Association(Interval(float(pearson.statistic), *map(float, ends[:, 0])),
-                       Interval(float(spearman.statistic), *map(float, ends[:, 1])),
-                       float(pearson.pvalue), float(spearman.pvalue), n)
+    resampled = _resampled_correlations(x, y, resamples, seed)
+    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return Association(Interval(float(pearson.statistic), float(low[0]), float(high[0])),
+                       Interval(float(spearman.statistic), float(low[1]), float(high[1])),
+                       float(pearson.pvalue), float(spearman.pvalue), len(x))
