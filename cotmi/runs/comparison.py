@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from ..evaluation.metrics import METRICS, Metric, get_metric
 from fastcore.basics import patch
 from plotly.subplots import make_subplots
 
 from ..core import METHODS, PAPER_OBJECTIVES, Interval, RunError, check_choice, write_text
+from ..evaluation.metrics import COMPARED, METRICS, Metric, get_metric
 from cotmi.evaluation.statistics import (
     Difference,
     McNemar,
@@ -267,7 +267,7 @@ class Comparison:
 
 def compare_runs(
     runs: Iterable[Run] | str | Path, # Runs, or a folder that holds some
-    metrics: Sequence[Metric] = METRICS, # Columns; those that no run has are left out
+    metrics: Sequence[Metric] = COMPARED, # Columns; those that no run has are left out
     level: float = 0.05, # Level of the tests, after Holm
 ) -> Comparison: # Tables, tests, published figures
     "Compare methods over datasets and seeds."
