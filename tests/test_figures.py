@@ -87,7 +87,8 @@ def test_every_figure_says_what_is_missing():
     nothing, place = pd.DataFrame(), pd.DataFrame({"step": pd.Series(dtype=int)})
     for figure in (curves.loss_curves(place), curves.accuracy_curve(place), curves.mi_curve(place),
                    curves.series(place, "lr", "Learning rate", "no unit"), intervals.forest(nothing, "F", "nats"),
-                   pair_figures.heat_map(nothing), calibration_figures.reliability_diagram(nothing), bars.label_bars([], []),
+                   bars.label_bars([], []), pair_figures.heat_map(nothing),
+                   calibration_figures.reliability_diagram(nothing),
                    calibration_figures.confidence_histogram(nothing), calibration_figures.risk_coverage_curve(nothing),
                    curves.seed_curves({"a": [place]}, "loss", "nats"), intervals.mi_against_accuracy(nothing),
                    bars.row_bars(nothing), curves.loss_curves(pd.DataFrame({"step": [1], "loss": [None]}))):
