@@ -62,7 +62,7 @@ class RationalesView(View):
     def refresh(self) -> None:
         self._texts = searchable(self.dash.examples)
         self.filter()
-        self.chose(self.dash.chosen)
+        _read(self, self.dash.chosen) # the table stays on its page
 
     def filter(self) -> None:
         "Show the examples that pass the filters."
