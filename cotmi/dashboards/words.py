@@ -30,9 +30,11 @@ def rounded_text(
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 # %% ../../nbs/dashboards/07_words.ipynb #395d59ef
+_DIGITS = {"%": ".1f", "nats": ".2f"} # by unit
+
 def _scaled(value: float, metric: Metric) -> str:
     "A value in the unit of its metric, without the unit."
-    return number_text(metric.factor * value, ".1f" if metric.unit == "%" else ".3f")
+    return number_text(metric.factor * value, _DIGITS.get(metric.unit, ".3f"))
 
 def metric_text(
     value: float, # As metrics.json has it
