@@ -413,7 +413,7 @@ def exercise_comparison(board):
     page = open_tab(board, "Intervals")
     expect(titled(page, "Test accuracy").locator(".ytick text")).to_have_count(6) # four runs and two means
     control(page, "Beside accuracy").select_option("held-out Î(Z;V)")
-    expect(titled(page, "Held-out").get_by_text("estimate (nats)")).to_be_visible()
+    expect(titled(page, "Held-out").get_by_text("I(Z;V) (nats)")).to_be_visible()
     page = open_tab(board, "Information")
     expect(titled(page, "Mutual information and accuracy").locator(".scatterlayer .point")).to_have_count(4)
     page = open_tab(board, "Examples")

@@ -8,7 +8,7 @@ import pytest
 
 from cotmi import compare_runs as at_the_top
 from cotmi.core import METHODS, RunError, write_json
-from cotmi.evaluation.metrics import METRICS
+from cotmi.evaluation.metrics import COMPARED
 from cotmi.evaluation.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
 from cotmi.runs.comparison import compare_runs
 from cotmi.runs.comparison_tables import compare_pair
@@ -93,7 +93,7 @@ def test_p_values_are_those_of_the_tests(runs):
     assert len(accuracy) == 6 # three pairs on each of two datasets
     assert set(found.pairs.metric) == {"test/accuracy", "test/rationale_rouge_l", "test/faithful"}
     assert found.pairs.p_holm.to_numpy() == pytest.approx(holm(found.pairs.p_value)) # datasets and figures together
-    alone = compare_runs(runs, metrics=METRICS[:1]).pairs
+    alone = compare_runs(runs, metrics=COMPARED[:1]).pairs
     assert (alone.p_holm.to_numpy() <= accuracy.p_holm.to_numpy()).all()
     text = found.to_markdown()
     assert f"over all {len(found.pairs)} comparisons" in text
@@ -139,7 +139,7 @@ def test_equal_methods_are_seldom_bold(tmp_path):
     for i in range(20):
         pair = [make_run(tmp_path / str(i), "demo", method, 10 * i + seed, 0.5)
                 for method in ("dss", "finetune") for seed in range(3)]
-        bold += compare_runs(pair, metrics=METRICS[:1]).table.bold.any()
+        bold += compare_runs(pair, metrics=COMPARED[:1]).table.bold.any()
     assert bold <= 4
 
 

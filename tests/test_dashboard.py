@@ -6,17 +6,27 @@ import shutil
 import sys
 import threading
 import time
+import tomllib
+from pathlib import Path
 
 import helpers_runs as made
 import nbformat
 import pandas as pd
 import pytest
+from ipywidgets import HTML
 from nbclient import NotebookClient
 
+import cotmi.dashboards
 from cotmi import CompareDashboard, RunDashboard
 from cotmi.core import RunError
-from cotmi.dashboards.run_dashboard import examples_of, filter_examples
-from cotmi.dashboards.widgets import Plot, Table
+from cotmi.dashboards.compare_dashboard import COMPARE_VIEWS
+from cotmi.dashboards.examples import examples_of, filter_examples
+from cotmi.dashboards.look import page_file
+from cotmi.dashboards.markup import plain_table
+from cotmi.dashboards.plot import Plot
+from cotmi.dashboards.run_dashboard import RUN_VIEWS
+from cotmi.dashboards.table import Table
+from cotmi.dashboards.view import View
 from cotmi.runs.run_folder import Run
 
 
@@ -78,7 +88,7 @@ def test_nothing_hostile_is_markup(dash):
 
 
 def test_a_choice_is_shared_by_the_views(dash):
-    dash.views["Z and V"]._clicked({"custom": ["test-00007", "…"]})
+    dash.views["Z and V"].clicked({"custom": ["test-00007", "…"]})
     assert "Example test-00007" in dash.views["Rationales"].detail.value
     assert "Example test-00007" in dash.views["Z and V"].reading.value
     assert dash.views["Rationales"].table.selected == "test-00007"
@@ -119,13 +129,13 @@ def test_ten_thousand_rows_filter_quickly(tmp_path):
     dash.pages.turn_to("Rationales")
     view = dash.views["Rationales"]
     begun = time.process_time()
-    view.search.value = "shells"
-    view.wrong.value = True
-    view.confidence.value = (0.3, 0.8)
+    view.filters.search.value = "shells"
+    view.filters.wrong.value = True
+    view.filters.confidence.value = (0.3, 0.8)
     assert (time.process_time() - begun) / 3 < 0.25 # in the kernel; the browser test measures the whole way
     assert 0 < view.table._view["total"] < 10_000
     assert len(view.table._view["rows"]) == 15 # only a page travels
-    view.reset()
+    view.filters.reset()
     assert view.table._view["total"] == 10_000
 
 
@@ -194,14 +204,14 @@ def test_theme_reaches_every_plot(dash):
 
 def test_estimating_anew_and_cancelling(dash, monkeypatch):
     view = dash.views["Mutual information"]
-    rows = view.forest._figure
-    view.bound.value, view.critic.value = "gaussian", "separable"
-    view.start.click()
-    thread = view._thread
+    card, rows = view.reestimate, view.forest._figure
+    card.bound.value, card.critic.value = "gaussian", "separable"
+    card.start.click()
+    thread = card.thread
     assert thread is None or thread.join(60) is None
-    assert "gaussian with the separable critic" in view.said.value
+    assert "gaussian with the separable critic" in card.said.value
     assert view.forest._figure != rows and "re-estimated" in view.forest._figure
-    assert not view.start.disabled and view.cancel.disabled
+    assert not card.start.disabled and card.cancel.disabled
 
     import cotmi.information.estimate as mi
 
@@ -215,21 +225,21 @@ def test_estimating_anew_and_cancelling(dash, monkeypatch):
         raise mi.EstimationCancelled("stopped")
     monkeypatch.setattr(sys.modules["cotmi.information.estimate"], "estimate_mi", endless)
     kept = len(view.again)
-    view.start.click()
-    thread = view._thread
+    card.start.click()
+    thread = card.thread
     assert begun.wait(20)
-    assert view.start.disabled and not view.cancel.disabled
-    view.cancel.click()
+    assert card.start.disabled and not card.cancel.disabled
+    card.cancel.click()
     thread.join(20)
-    assert view.said.value == "Cancelled: the estimate is not kept."
-    assert len(view.again) == kept and not view.start.disabled
+    assert card.said.value == "Cancelled: the estimate is not kept."
+    assert len(view.again) == kept and not card.start.disabled
 
 
 def test_what_cannot_be_estimated_is_said(tmp_path):
     dash = RunDashboard(made.half_written_run(tmp_path), follow=False)
     dash.pages.turn_to("Mutual information")
-    view = dash.views["Mutual information"]
-    assert view.start.disabled and "saved no features" in view.said.value
+    card = dash.views["Mutual information"].reestimate
+    assert card.start.disabled and "saved no features" in card.said.value
 
 
 def test_comparison(tmp_path):
@@ -238,7 +248,8 @@ def test_comparison(tmp_path):
     made.foreign_run(tmp_path)
     dash = open_all(CompareDashboard(tmp_path))
     assert "of 8 runs" in dash.said.value
-    page = dash.examples_page
+    assert list(dash.views) == list(dash.pages.tabs.names) # no view broke
+    page = dash.views["Examples"]
     before = page.table._view
     assert before["total"] > 0
     page.outcome.value = "both are wrong"
@@ -252,6 +263,7 @@ def test_comparison(tmp_path):
     assert "0 of 8 runs" in dash.said.value
     assert "None of the chosen runs" in page.said.value
     dash.reread()
+    assert dash.state.value == "" # nothing failed on the way
 
 
 def test_calibration_of_a_student_that_knows_nothing_carries_a_caution(tmp_path):
@@ -269,9 +281,50 @@ def test_calibration_of_a_student_that_knows_nothing_carries_a_caution(tmp_path)
 def test_runs_that_share_no_example_are_told_apart(tmp_path):
     made.make_run(tmp_path, examples=40)
     made.make_run(tmp_path, dataset="places", examples=41, kind="choice")
-    page = open_all(CompareDashboard(tmp_path)).examples_page
+    page = open_all(CompareDashboard(tmp_path)).views["Examples"]
     page.first.value, page.second.value = 0, 1
     assert "share no test example" in page.said.value
+
+
+def test_a_view_of_ones_own_is_one_more_tab(tmp_path):
+    class Labels(View):
+        "How often each label was given."
+        title = "Labels"
+
+        def build(self):
+            self.table = HTML()
+            return self.table
+
+        def refresh(self):
+            counts = self.dash.examples["predicted_label"].value_counts()
+            self.table.value = plain_table(["label", "times"], counts.items())
+
+    run = made.make_run(tmp_path, examples=30, hostile=True)
+    dash = open_all(RunDashboard(run, views=[*RUN_VIEWS.values(), Labels]))
+    assert list(dash.views) == [*RUN_VIEWS, "Labels"]
+    assert "&lt;script&gt;" in dash.views["Labels"].table.value
+    other = type("Other", (Labels,), {"title": "Data"}) # takes the place of a built-in view
+    dash = RunDashboard(run, views=[*RUN_VIEWS.values(), other])
+    dash.pages.turn_to("Data")
+    assert list(dash.pages.tabs.names) == list(RUN_VIEWS) and isinstance(dash.views["Data"], Labels)
+
+
+def test_no_view_is_left_out_of_the_tables():
+    "Every notebook of a view is in RUN_VIEWS, COMPARE_VIEWS or PLAYGROUND_VIEWS."
+    from cotmi.dashboards.playground import PLAYGROUND_VIEWS  # noqa: PLC0415
+
+    known = {*RUN_VIEWS.values(), *COMPARE_VIEWS.values(), *PLAYGROUND_VIEWS.values()}
+    modules = [p.stem for p in Path(cotmi.dashboards.__path__[0]).glob("*_view.py")]
+    assert set(modules) <= {view.__module__.rpartition(".")[2] for view in known}
+
+
+def test_style_sheets_and_scripts_are_part_of_the_package():
+    patterns = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(patterns["package-data"]["cotmi.dashboards"]) == {"*.css", "*.js"}
+    kept = {p.name for p in Path(cotmi.dashboards.__path__[0]).glob("*.[cj]s*")}
+    assert kept == {"look.css", "themes.css", "tabs.css", "tabs.js", "plot.css", "plot.js", "plotly_source.js",
+                    "table.css", "table.js"}
+    assert all(page_file(name).strip() for name in kept)
 
 
 def test_nothing_to_compare(tmp_path):

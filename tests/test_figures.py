@@ -11,7 +11,7 @@ from scipy.spatial.distance import cosine
 from sklearn.cross_decomposition import CCA
 
 from cotmi.core import ConfigError, EstimationError
-from cotmi.dashboards import figures
+from cotmi.dashboards import bars, calibration_figures, curves, figures, intervals, pair_figures
 from cotmi.information import planar_projection as projection
 from cotmi.runs.run_folder import Run
 
@@ -22,28 +22,28 @@ def run(tmp_path_factory):
 
 
 def every_figure(run) -> dict[str, go.Figure]:
-    "Each figure of the module, drawn from a run."
+    "Each figure of the dashboards, drawn from a run."
     f, rows = run.features, run.predictions
     plane = projection.fit_plane(f["z"], f["v"])
     places = plane(f["z"], f["v"])
     estimates = pd.DataFrame([{"label": made.HOSTILE, "value": 1.0, "low": 0.5, "high": 2.0, "mark": 4.0}])
     return {
-        "loss": figures.loss_curves(run.history, 0.5, True, 100),
-        "accuracy": figures.accuracy_curve(run.history, 100, 0.1),
-        "mi": figures.mi_curve(run.history, 0.5, {"infonce": 4.16}),
-        "lr": figures.series(run.history, "lr", "Learning rate", "learning rate (no unit)"),
-        "forest": figures.forest(estimates, "Estimates", "estimate (nats)", references={made.HOSTILE: 1.0}),
-        "heat": figures.heat_map(projection.cross_correlation(f["z"], f["v"], f["names"], f["names"])),
-        "pairs": figures.pair_map(*places, rows.assign(gold_label=made.HOSTILE), "label", selected=rows["id"][0]),
-        "reliability": figures.reliability_diagram(rows),
-        "confidence": figures.confidence_histogram(rows),
-        "coverage": figures.risk_coverage_curve(rows),
-        "labels": figures.label_bars([made.HOSTILE, "b"], [0.3, 0.7], made.HOSTILE, "b", [0.5, 0.5]),
-        "seeds": figures.seed_curves({made.HOSTILE: [run.history, run.history]}, "loss", "loss (nats)"),
-        "information": figures.mi_against_accuracy(pd.DataFrame([{
+        "loss": curves.loss_curves(run.history, 0.5, True, 100),
+        "accuracy": curves.accuracy_curve(run.history, 100, 0.1),
+        "mi": curves.mi_curve(run.history, 0.5, {"infonce": 4.16}),
+        "lr": curves.series(run.history, "lr", "Learning rate", "learning rate (no unit)"),
+        "forest": intervals.forest(estimates, "Estimates", "estimate (nats)", references={made.HOSTILE: 1.0}),
+        "heat": pair_figures.heat_map(projection.cross_correlation(f["z"], f["v"], f["names"], f["names"])),
+        "pairs": pair_figures.pair_map(*places, rows.assign(gold_label=made.HOSTILE), "label", selected=rows["id"][0]),
+        "reliability": calibration_figures.reliability_diagram(rows),
+        "confidence": calibration_figures.confidence_histogram(rows),
+        "coverage": calibration_figures.risk_coverage_curve(rows),
+        "labels": bars.label_bars([made.HOSTILE, "b"], [0.3, 0.7], made.HOSTILE, "b", [0.5, 0.5]),
+        "seeds": curves.seed_curves({made.HOSTILE: [run.history, run.history]}, "loss", "loss (nats)"),
+        "information": intervals.mi_against_accuracy(pd.DataFrame([{
             "label": made.HOSTILE, "method": "mi", "mi": 1, "mi_low": 0, "mi_high": 2, "accuracy": 0.5,
             "accuracy_low": 0.4, "accuracy_high": 0.6}])),
-        "rows": figures.row_bars(pd.DataFrame({"used": [5], made.HOSTILE: [1]}, index=[made.HOSTILE])),
+        "rows": bars.row_bars(pd.DataFrame({"used": [5], made.HOSTILE: [1]}, index=[made.HOSTILE])),
     }
 
 
@@ -85,12 +85,13 @@ def test_themes_change_the_background_and_nothing_of_the_data(run, theme):
 
 def test_every_figure_says_what_is_missing():
     nothing, place = pd.DataFrame(), pd.DataFrame({"step": pd.Series(dtype=int)})
-    for figure in (figures.loss_curves(place), figures.accuracy_curve(place), figures.mi_curve(place),
-                   figures.series(place, "lr", "Learning rate", "no unit"), figures.forest(nothing, "F", "nats"),
-                   figures.heat_map(nothing), figures.reliability_diagram(nothing), figures.label_bars([], []),
-                   figures.confidence_histogram(nothing), figures.risk_coverage_curve(nothing),
-                   figures.seed_curves({"a": [place]}, "loss", "nats"), figures.mi_against_accuracy(nothing),
-                   figures.row_bars(nothing), figures.loss_curves(pd.DataFrame({"step": [1], "loss": [None]}))):
+    for figure in (curves.loss_curves(place), curves.accuracy_curve(place), curves.mi_curve(place),
+                   curves.series(place, "lr", "Learning rate", "no unit"), intervals.forest(nothing, "F", "nats"),
+                   bars.label_bars([], []), pair_figures.heat_map(nothing),
+                   calibration_figures.reliability_diagram(nothing),
+                   calibration_figures.confidence_histogram(nothing), calibration_figures.risk_coverage_curve(nothing),
+                   curves.seed_curves({"a": [place]}, "loss", "nats"), intervals.mi_against_accuracy(nothing),
+                   bars.row_bars(nothing), curves.loss_curves(pd.DataFrame({"step": [1], "loss": [None]}))):
         assert len(figure.data) == 0
         assert len(figure.layout.annotations[0].text) > 15
 
@@ -101,14 +102,14 @@ def test_smoothing_is_the_debiased_moving_average():
     for v in values:
         total, scale = weight * total + (1 - weight) * v, weight * scale + (1 - weight)
         expected.append(total / scale)
-    np.testing.assert_allclose(figures.smooth(values, weight), expected)
+    np.testing.assert_allclose(curves.smooth(values, weight), expected)
     with pytest.raises(EstimationError, match="weight is -1"):
-        figures.smooth(values, -1)
+        curves.smooth(values, -1)
 
 
 def test_missing_values_do_not_break_a_curve():
     history = pd.DataFrame({"step": [1, 2, 3], "loss": [1.0, None, 3.0], "loss/predict": ["x", None, 2.0]})
-    figure = figures.loss_curves(history)
+    figure = curves.loss_curves(history)
     assert list(figure.data[0].x) == [1, 3]
     assert list(figure.data[1].x) == [3]
 
@@ -177,12 +178,12 @@ def test_a_pair_map_holds_the_pairs(run):
     z, v = projection.fit_plane(f["z"], f["v"])(f["z"], f["v"])
     rows = run.predictions.set_index("id").loc[f["ids"]].reset_index()
     for colour, count in (("correct", 2), ("confidence", 1), ("label", 7)):
-        figure = figures.pair_map(z, v, rows, colour, lines=False)
+        figure = pair_figures.pair_map(z, v, rows, colour, lines=False)
         assert len(figure.data) == 2 * count
         points = {c[0]: (x, y) for t in figure.data[::2] for c, x, y in zip(t.customdata, t.x, t.y, strict=True)}
         assert set(points) == set(f["ids"])
         np.testing.assert_allclose(points[f["ids"][5]], z[5])
-    lines = figures.pair_map(z, v, rows).data[0]
+    lines = pair_figures.pair_map(z, v, rows).data[0]
     np.testing.assert_allclose(np.c_[lines.x, lines.y][:2], [z[0], v[0]])
     assert np.isnan(lines.x[2])
 
@@ -191,21 +192,21 @@ def test_a_large_run_makes_small_figures(tmp_path):
     "What is sent to the browser stays small, whatever the run's size."
     big = Run(made.make_run(tmp_path, examples=6000, sample=3000))
     rows = big.predictions
-    for figure in (figures.risk_coverage_curve(rows), figures.reliability_diagram(rows),
-                   figures.confidence_histogram(rows)):
+    for figure in (calibration_figures.risk_coverage_curve(rows), calibration_figures.reliability_diagram(rows),
+                   calibration_figures.confidence_histogram(rows)):
         assert len(figure.to_json()) < 60_000
 
 
 def test_seed_bands_span_the_seeds():
     frames = [pd.DataFrame({"step": [10, 20], "valid/accuracy": a}) for a in ([0.1, 0.5], [0.3, 0.4], [0.2, 0.9])]
-    band, mean = figures.seed_curves({"mi": frames}, "valid/accuracy", "accuracy (%)", tickformat=".0%").data
+    band, mean = curves.seed_curves({"mi": frames}, "valid/accuracy", "accuracy (%)", tickformat=".0%").data
     np.testing.assert_allclose(mean.y, [0.2, 0.6])
     np.testing.assert_allclose(band.y, [0.3, 0.9, 0.4, 0.1])
     assert "3 seeds" in mean.name
 
 
 def test_files(tmp_path, run):
-    figure = figures.reliability_diagram(run.predictions)
+    figure = calibration_figures.reliability_diagram(run.predictions)
     text = figures.save_figure(figure, tmp_path / "a" / "reliability.html").read_text()
     assert "plotly.js v" in text and "http://" not in text.split("<script", 1)[0]
     with pytest.raises(ConfigError, match="html, png, svg"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import RunError, write_text
-from ..evaluation.metrics import METRICS, Metric
+from ..evaluation.metrics import COMPARED, Metric
 from .comparison_tables import ComparisonTables, baselines_table, figures_table, mark_best, pairs_table
 from .comparison_text import csv_text, latex_text, markdown_text
 from .grouping import group_runs
@@ -52,7 +52,7 @@ class Comparison(ComparisonTables):
 # %% ../../nbs/runs/15_comparison.ipynb #0fe490e5
 def compare_runs(
     runs: Iterable[Run] | str | Path, # Runs, or a folder that holds some
-    metrics: Sequence[Metric] = METRICS, # Columns; those that no run has are left out
+    metrics: Sequence[Metric] = COMPARED, # Columns; those that no run has are left out
     level: float = 0.05, # Level of the tests, after Holm
 ) -> Comparison: # Tables, tests, published figures
     "Compare methods over datasets and seeds; raises `RunError` where no run is complete."

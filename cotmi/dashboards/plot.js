@@ -1,0 +1,95 @@
+// A plotly figure with its tools: drawn when it is first visible, drawn anew when the kernel sends another.
+const slug = text => (text || 'figure').replace(/<[^>]*>/g, '').toLowerCase().replace(/[^a-z0-9]+/g, '-')
+  .replace(/^-|-$/g, '').slice(0, 60);
+const save = (name, href) => {
+  const link = Object.assign(document.createElement('a'), { download: name, href });
+  document.body.append(link); link.click(); link.remove();
+};
+async function source(version) {
+  for (let i = 0; i < 1200; i++) {
+    if (globalThis.cotmiPlotly?.[version]) return globalThis.cotmiPlotly[version];
+    await new Promise(done => setTimeout(done, 50));
+  }
+  throw new Error('plotly did not arrive from the kernel');
+}
+const isDark = colour => {
+  const [r, g, b] = (colour.match(/[0-9.]+/g) || [255, 255, 255]).map(Number);
+  return 0.299 * r + 0.587 * g + 0.114 * b < 128;
+};
+
+export default { render({ model, el }) {
+  el.classList.add('cotmi-plot-host');
+  const [box, target, tools] = [0, 0, 0].map(() => document.createElement('div'));
+  box.className = 'cotmi-plot'; tools.className = 'cotmi-tools'; box.append(target, tools); el.append(box);
+  box.dataset.drawn = 0; box.setAttribute('role', 'figure');
+  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false;
+  const button = (text, title, action) => {
+    const made = Object.assign(document.createElement('button'), { type: 'button', textContent: text, title });
+    made.setAttribute('aria-label', title); made.onclick = action; tools.append(made);
+  };
+  const name = () => 'cotmi-' + slug(figure?.layout?.title?.text);
+  const image = async format => save(`${name()}.${format}`, await ready.plotly.toImage(target,
+    { format, scale: 2, width: target.offsetWidth, height: target.offsetHeight }));
+  button('Reset', 'Reset the axes', () => ready && ready.plotly.relayout(target,
+    Object.fromEntries(Object.keys(target._fullLayout).filter(k => /^[xy]axis[0-9]*$/.test(k)).map(k =>
+      figure.layout[k]?.range ? [k + '.range', figure.layout[k].range.slice()] : [k + '.autorange',
+        figure.layout[k]?.autorange ?? true]))));
+  button('PNG', 'Save as PNG', () => image('png'));
+  button('SVG', 'Save as SVG', () => image('svg'));
+  button('HTML', 'Save as an interactive HTML page', () => {
+    const shown = { data: figure.data, layout: { ...figure.layout, autosize: true } };
+    const text = JSON.stringify(shown).replace(/</g, '\\u003c'); // no tag can end the script
+    const open = '<script>', close = '</' + 'script>';
+    const parts = ['<!doctype html><meta charset="utf-8"><title>cotmi</title><div id="figure"></div>', open, ready.text,
+      close, open, `const f = ${text}; Plotly.newPlot('figure', f.data, f.layout, { responsive: true });`, close];
+    const url = URL.createObjectURL(new Blob(parts, { type: 'text/html' }));
+    save(name() + '.html', url); setTimeout(() => URL.revokeObjectURL(url), 10000);
+  });
+  const prepare = () => {
+    const made = JSON.parse(model.get('_figure')), style = getComputedStyle(box), themes = model.get('_templates');
+    const asked = model.get('theme'), back = style.backgroundColor;
+    const template = structuredClone(themes[asked === 'auto' ? (isDark(back) ? 'dark' : 'light') : asked]);
+    if (asked === 'auto') template.layout.paper_bgcolor = template.layout.plot_bgcolor = back;
+    made.layout.template = template; made.layout.autosize = true; made.layout.width = undefined;
+    box.setAttribute('aria-label', (made.layout.title?.text || 'figure').replace(/<[^>]*>/g, ''));
+    return made;
+  };
+  const draw = async () => {
+    if (busy) { again = true; return; }
+    busy = true;
+    try {
+      ready ??= await source(model.get('version'));
+      if (gone || !box.offsetWidth || !model.get('_figure')) return; // drawn when it is first visible
+      do {
+        again = false; figure = prepare(); width = box.offsetWidth;
+        const fresh = !target._fullLayout;
+        await ready.plotly.react(target, figure.data, figure.layout,
+          { displayModeBar: false, doubleClick: 'reset', responsive: false });
+        if (fresh) {
+          target.on('plotly_click',
+            event => model.send({ event: 'click', custom: event.points[0].customdata ?? null }));
+          model.send({ event: 'drawn' });
+        }
+        box.dataset.drawn = Number(box.dataset.drawn) + 1;
+      } while (again && !gone);
+    } catch (fault) {
+      target.textContent = 'This figure cannot be drawn: ' + fault.message;
+    } finally { busy = false; }
+  };
+  const visible = new ResizeObserver(() => {
+    if (!box.offsetWidth) return;
+    if (!target._fullLayout) draw();
+    else if (box.offsetWidth !== width) { width = box.offsetWidth; ready.plotly.Plots.resize(target); }
+  });
+  visible.observe(box);
+  const page = new MutationObserver(() => model.get('theme') === 'auto' && draw());
+  page.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light'] });
+  const later = () => requestAnimationFrame(draw); // the box takes its class first
+  model.on('change:_figure', draw); model.on('change:theme', later);
+  draw();
+  return () => {
+    gone = true; visible.disconnect(); page.disconnect(); model.off('change:_figure', draw);
+    model.off('change:theme', later);
+    if (ready && target._fullLayout) ready.plotly.purge(target);
+  };
+} }
