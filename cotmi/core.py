@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['METHODS', 'OBJECTIVES', 'PAPER_OBJECTIVES', 'FEATURES', 'SETTINGS', 'OPEN_SECTIONS', 'CotmiError', 'SettingsError',
            'ConfigError', 'DataError', 'StudentError', 'EstimationError', 'RunError', 'nearest', 'check_choice',
-           'write_text', 'to_json', 'write_json', 'read_json', 'Interval', 'bootstrap_interval', 'require',
-           'seed_everything', 'variable_name', 'Setting', 'parse_setting', 'find_settings', 'Settings', 'load_settings']
+           'write_text', 'to_json', 'write_json', 'read_json', 'Interval', 'bootstrap_interval', 'is_installed',
+           'require', 'seed_everything', 'variable_name', 'Setting', 'parse_setting', 'find_settings', 'Settings',
+           'load_settings']
 
 # %% ../nbs/00_core.ipynb #3c7cbd70
 import configparser
@@ -159,13 +160,19 @@ def bootstrap_interval(
     return Interval(value, float(ends.low), float(ends.high))
 
 # %% ../nbs/00_core.ipynb #2bf5a49b
+def is_installed(
+    *packages: str, # Names of packages as they are imported
+) -> bool: # Whether all of them can be imported
+    "Whether packages are there, without importing them."
+    return all(find_spec(package) is not None for package in packages)
+
 def require(
     package: str, # Name of a package as it is imported
     extra: str, # The extra of cotmi that brings it
     what: str = "This", # What needs it, for the message
 ) -> None:
     "Raise `CotmiError` with the command to type where the package of an extra is missing."
-    if find_spec(package) is None:
+    if not is_installed(package):
         raise CotmiError(f"{what} needs {package}, which is not installed. "
                          f"Install it with: pip install 'cotmi[{extra}]'")
 

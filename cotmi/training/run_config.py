@@ -36,7 +36,7 @@ if TYPE_CHECKING: # importing it takes seconds, and most readers of a configurat
 # %% ../../nbs/training/03_run_config.ipynb #04a49f83
 def _methods() -> Iterable[str]:
     "The names of the methods."
-    from cotmi.students.tasks import METHODS # late: brings transformers
+    from cotmi.students.tasks import METHODS  # late: brings transformers
 
     return METHODS
 
@@ -46,7 +46,7 @@ def _objectives() -> Iterable[str]:
 
 def _critics() -> Iterable[str]:
     "The names of the critics."
-    from cotmi.information.critics import CRITICS # late: brings torch
+    from cotmi.information.critics import CRITICS  # late: brings torch
 
     return CRITICS
 
@@ -140,7 +140,8 @@ def check_field(
         typed = _adapter(name).validate_json(value) if from_json else _adapter(name).validate_python(value)
     except ValidationError as fault:
         hint = nearest(value, choices) if (choices := _choices(_types()[name])) else ""
-        raise ConfigError(f"{what or name} is {value!r}; expected {_spell(name)}.{hint} ({config_help(name)})") from fault
+        raise ConfigError(f"{what or name} is {value!r}; expected {_spell(name)}.{hint} "
+                          f"({config_help(name)})") from fault
     declared = _fields()[name]
     if (names := declared.metadata["names"]) and typed != declared.default:
         return _check_name(what or name, typed, names(), declared.metadata["own"], config_help(name))
