@@ -34,7 +34,7 @@ def live_monitor() -> list[TrainerCallback]: # For `train(…, callbacks=…)`; 
 def _rows(history: pd.DataFrame, start: str) -> pd.DataFrame:
     "The step and the columns whose names begin so, where they hold a number."
     columns = [name for name in history if str(name).startswith(start)]
-    return history[["step", *columns]].dropna(subset=columns, how="all")
+    return history.loc[history[columns].notna().any(axis=1), ["step", *columns]]
 
 def show_losses(
     run: Run, # A run with a history

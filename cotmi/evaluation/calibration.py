@@ -10,10 +10,10 @@ __all__ = ['BINNINGS', 'TEMPERATURES', 'reliability', 'expected_calibration_erro
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #339bb0c0
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
@@ -21,7 +21,10 @@ from scipy.stats import rankdata
 from sklearn.metrics import auc
 from torchmetrics.functional.classification import binary_calibration_error
 
-from ..core import EstimationError, Interval, bootstrap_interval, check_choice
+from ..core import EstimationError, Interval, bootstrap_interval, check_choice, require
+
+if TYPE_CHECKING: # plotly belongs to an extra
+    import plotly.graph_objects as go
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #398619af
 BINNINGS = ("width", "mass")
@@ -264,8 +267,11 @@ def reliability_figure(
     bins: int = 15, # Bins asked for
     kind: str = "width", # width or mass
     title: str = "Reliability", # Title of the figure
-) -> go.Figure: # Accuracy against confidence, one marker a bin, its area by the number of examples
+) -> "go.Figure": # Accuracy against confidence, one marker a bin, its area by the number of examples
     "Reliability diagram."
+    require("plotly", "dashboards", "A reliability diagram")
+    import plotly.graph_objects as go # late: an extra
+
     table = reliability(confidence, correct, bins, kind)
     size = 8 + 32 * np.sqrt(table["count"] / table["count"].sum())
     text = [f"{r.low:.2f}–{r.high:.2f}: {int(r['count'])} examples" for _, r in table.iterrows()]
@@ -281,8 +287,11 @@ def risk_coverage_figure(
     confidence, # [n] probability of the predicted label
     correct, # [n] whether it is right
     title: str = "Risk and coverage", # Title of the figure
-) -> go.Figure: # Risk against coverage
+) -> "go.Figure": # Risk against coverage
     "Risk–coverage curve."
+    require("plotly", "dashboards", "A risk-coverage curve")
+    import plotly.graph_objects as go # late: an extra
+
     curve = risk_coverage(confidence, correct)
     figure = go.Figure(go.Scatter(x=curve.coverage, y=curve.risk, mode="lines", line={"shape": "hv"}, name="student",
                                   customdata=curve.threshold, hovertemplate="coverage %{x:.3f}<br>risk %{y:.3f}"

@@ -12,16 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from ..evaluation.metrics import METRICS, Metric, get_metric
 from fastcore.basics import patch
-from plotly.subplots import make_subplots
 
-from ..core import METHODS, PAPER_OBJECTIVES, Interval, RunError, check_choice, write_text
+from ..core import METHODS, PAPER_OBJECTIVES, Interval, RunError, check_choice, is_installed, require, write_text
 from cotmi.evaluation.statistics import (
     Difference,
     McNemar,
@@ -33,6 +31,9 @@ from cotmi.evaluation.statistics import (
     smallest_difference,
 )
 from .run_folder import Run, list_runs
+
+if TYPE_CHECKING: # plotly belongs to an extra
+    import plotly.graph_objects as go
 
 # %% ../../nbs/runs/03_comparison.ipynb #18ebc807
 class Published(NamedTuple):
@@ -493,8 +494,11 @@ def to_csv(
 def figure(
     self: Comparison,
     metric: str = "test/accuracy", # A key of the table
-) -> go.Figure: # A panel per dataset, a row per method
+) -> "go.Figure": # A panel per dataset, a row per method
     "The comparison as a plotly figure."
+    require("plotly", "dashboards", "The figure of a comparison")
+    from plotly.subplots import make_subplots # late: an extra
+
     check_choice("metric", metric, dict.fromkeys(self.table.metric), RunError)
     record = get_metric(metric)
     figure = make_subplots(rows=1, cols=len(self.datasets), subplot_titles=self.datasets, shared_yaxes=False)
@@ -515,7 +519,7 @@ def figure(
     height = 180 + 40 * self.table.method.nunique()
     return figure.update_layout(height=height, margin={"l": 20, "r": 20}, legend={"orientation": "h", "y": -0.25})
 
-def _add_published(self: Comparison, figure: go.Figure, dataset: str, column: int):
+def _add_published(self: Comparison, figure: "go.Figure", dataset: str, column: int):
     "Published figures and the majority line of one panel."
     names = [n for n in dict.fromkeys(self.table[self.table.dataset == dataset].method)]
     marks = [(n, p) for n in names for p in self.published.itertuples()
@@ -532,11 +536,13 @@ def _add_published(self: Comparison, figure: go.Figure, dataset: str, column: in
 def save(
     self: Comparison,
     folder: str | Path, # Where to write
-) -> Path: # The folder, with comparison.md, .tex, .csv, pairs.csv and comparison.html
+) -> Path: # The folder, with comparison.md, .tex, .csv, pairs.csv and, where plotly is installed, comparison.html
     "Write the comparison in every form."
     folder = Path(folder)
-    for name, text in {"comparison.md": self.to_markdown(), "comparison.tex": self.to_latex(),
-                       "comparison.csv": self.to_csv(), "pairs.csv": self.pairs.to_csv(index=False),
-                        "comparison.html": self.figure().to_html(include_plotlyjs=True)}.items():
+    texts = {"comparison.md": self.to_markdown(), "comparison.tex": self.to_latex(),
+             "comparison.csv": self.to_csv(), "pairs.csv": self.pairs.to_csv(index=False)}
+    if is_installed("plotly"):
+        texts["comparison.html"] = self.figure().to_html(include_plotlyjs=True)
+    for name, text in texts.items():
         write_text(folder / name, text)
     return folder
