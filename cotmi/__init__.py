@@ -33,9 +33,14 @@ if TYPE_CHECKING: # the same names, for editors
     from cotmi.training.trainer import train
 
 
-def __getattr__(name):
+def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'cotmi' has no attribute {name!r}")
+    if _HOMES[name].startswith("cotmi.dashboards."):
+        from cotmi.core import require
+
+        for package in ("plotly", "ipywidgets", "anywidget"):
+            require(package, "dashboards", f"cotmi.{name}")
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -8,7 +8,9 @@ import nbformat
 import pytest
 
 from cotmi import cli
-from cotmi.cli import experiment_parameters, find_experiment, main, planned_config
+from cotmi.cli import main
+from cotmi.runs import sweep
+from cotmi.runs.experiments import check_parameters, experiment_parameters, find_experiment, planned_config
 from cotmi.runs.run_folder import run_folder, start_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,13 +74,13 @@ def test_unknown_experiment(cotmi):
 def test_values_that_a_shell_makes_hard(cotmi):
     parameters = {"dataset": "x", "overrides": {}}
     given = [("columns", '{"input": "a = b"}'), ("learning_rate", "3e-4"), ("patience", "none"), ("bf16", "yes")]
-    found = cli.check_parameters(given, parameters)["overrides"]
-    assert found == {"columns": {"input": "a = b"}, "learning_rate": 3e-4, "patience": None, "bf16": True}
+    values = check_parameters(given, parameters)["overrides"]
+    assert values == {"columns": {"input": "a = b"}, "learning_rate": 3e-4, "patience": None, "bf16": True}
 
 
 def test_false_is_false():
     "`--flag False` of the published code is true."
-    assert cli.check_parameters([("paper_protocol", "False")], {"overrides": {}}) == {
+    assert check_parameters([("paper_protocol", "False")], {"overrides": {}}) == {
         "overrides": {"paper_protocol": False}}
 
 
@@ -95,7 +97,7 @@ def test_unknown_setting(cotmi, monkeypatch, tmp_path):
 
 def planned(name: str, *pairs: tuple[str, str]):
     defaults = experiment_parameters(find_experiment(name))
-    return planned_config(defaults, cli.check_parameters(pairs, defaults))
+    return planned_config(defaults, check_parameters(pairs, defaults))
 
 
 def test_precedence(monkeypatch, tmp_path):
@@ -105,10 +107,36 @@ def test_precedence(monkeypatch, tmp_path):
     (tmp_path / "settings.ini").write_text("[train]\nbatch_size = 8\nbeta = 0.7\n")
     assert planned("svamp").batch_size == 8
     monkeypatch.setenv("COTMI_TRAIN_BATCH_SIZE", "16")
-    found = planned("svamp", ("beta", "0.2"), ("weight_decay", "0.01"))
-    assert (found.batch_size, found.beta, found.weight_decay) == (16, 0.2, 0.01)
-    assert found.sources["batch_size"] == "environment COTMI_TRAIN_BATCH_SIZE"
-    assert found.sources["weight_decay"] == "given" and found.sources["alpha"] == "default"
+    config = planned("svamp", ("beta", "0.2"), ("weight_decay", "0.01"))
+    assert (config.batch_size, config.beta, config.weight_decay) == (16, 0.2, 0.01)
+    assert config.sources["batch_size"] == "environment COTMI_TRAIN_BATCH_SIZE"
+    assert config.sources["weight_decay"] == "given" and config.sources["alpha"] == "default"
+
+
+def test_any_parameter_can_be_a_setting(cotmi, monkeypatch, tmp_path):
+    "Whatever RunConfig knows, typed as it says; `cotmi parameters` tells where each value comes from."
+    (tmp_path / "settings.ini").write_text("[train]\nbf16 = yes\npatience = none\ncolumns = {\"input\": \"q\"}\n"
+                                           "objective = mine.objectives:matched\ntokens_per_batch = 900\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COTMI_TRAIN_CRITIC", "concat")
+    config = planned("svamp")
+    assert (config.bf16, config.patience, config.columns) == (True, None, {"input": "q"})
+    assert (config.objective, config.critic) == ("mine.objectives:matched", "concat")
+    code, out, _ = cotmi("parameters")
+    assert code == 0 and f"[900, from {tmp_path / 'settings.ini'}]" in out
+    assert "[concat, from environment COTMI_TRAIN_CRITIC]" in out and "int [64]" in out
+
+
+@pytest.mark.parametrize("name, text, said", [
+    ("BETTA", "1", "sets COTMI_TRAIN_BETTA, which is no parameter of a run. Did you mean 'COTMI_TRAIN_BETA'?"),
+    ("SOURCES", "{}", "COTMI_TRAIN_SOURCES"),
+    ("METHOD", "dds", "train.method in environment COTMI_TRAIN_METHOD is 'dds'"),
+    ("CRITIC", "my module:deep", "or your own as package.module:attribute"),
+    ("ALPHA", "2", "alpha is 2.0; expected 0 to 1"),
+])
+def test_settings_are_refused_before_anything_runs(cotmi, monkeypatch, name, text, said):
+    monkeypatch.setenv(f"COTMI_TRAIN_{name}", text)
+    refused(cotmi("run", "demo"), said)
 
 
 @pytest.mark.parametrize("name", ["demo", "svamp", "cqa", "anli1", "esnli"])
@@ -117,9 +145,9 @@ def test_experiments_plan_their_own_dataset(name):
 
 
 def test_real_experiments_have_the_published_values():
-    found = planned("svamp")
-    assert (found.student, found.learning_rate, found.batch_size) == ("google/t5-v1_1-small", 5e-5, 64)
-    assert (found.max_steps, found.eval_steps, found.alpha, found.beta) == (10_000, 250, 0.5, 0.1)
+    config = planned("svamp")
+    assert (config.student, config.learning_rate, config.batch_size) == ("google/t5-v1_1-small", 5e-5, 64)
+    assert (config.max_steps, config.eval_steps, config.alpha, config.beta) == (10_000, 250, 0.5, 0.1)
 
 
 def test_experiments_are_found_from_any_folder(monkeypatch, tmp_path):
@@ -171,7 +199,8 @@ def test_evaluate_needs_a_student(cotmi, finished, tmp_path):
 
 def test_parameters(cotmi):
     code, out, _ = cotmi("parameters", "demo")
-    assert code == 0 and "builtin:tiny" in out and "Optimiser steps." in out and "samples [4]" in out
+    assert code == 0 and "[builtin:tiny, from experiment demo]" in out and "Optimiser steps." in out
+    assert "samples [4]" in out
 
 
 @pytest.mark.parametrize("words, code", [
@@ -222,13 +251,13 @@ def test_sweep_skips_what_is_complete(cotmi, tmp_path, monkeypatch, finished):
     assert out.count("due ") == 3 and f"complete {finished.path}" in out
     ran = []
 
-    def run_point(notebook, point, out, force, threads):
-        ran.append(point.config)
-        if point.config.seed == 1 and point.config.method == "dss":
+    def run_planned(notebook, planned, out, force, threads):
+        ran.append(planned.config)
+        if planned.config.seed == 1 and planned.config.method == "dss":
             return "no luck"
-        start_run(point.config).finish({"test/accuracy": 0.5})
+        start_run(planned.config).finish({"test/accuracy": 0.5})
 
-    monkeypatch.setattr(cli, "_run_point", run_point)
+    monkeypatch.setattr(sweep, "run_planned", run_planned)
     code, out, err = cotmi("sweep", str(path), "--workers", "2")
     assert len(ran) == 3 and code == 1
     assert "no luck" in err and "1 of 3 runs failed" in err and out.count("complete") == 3
@@ -280,6 +309,12 @@ def test_dashboard_opens_a_notebook_over_the_runs(cotmi, finished, tmp_path, wor
     assert cotmi("dashboard", str(tmp_path / "outputs"), "--dry-run")[0] == 0
     assert "CompareDashboard(" in nbformat.read(path, 4).cells[1].source
     refused(cotmi("dashboard", str(tmp_path / "gone")), "no folder")
+
+
+def test_dashboard_says_which_extra_is_missing(cotmi, finished, monkeypatch):
+    monkeypatch.setattr("cotmi.core.find_spec", lambda name: None)
+    refused(cotmi("dashboard"), "`cotmi dashboard` needs jupyterlab", "pip install 'cotmi[notebooks]'")
+    refused(cotmi("dashboard", "--voila"), "needs voila", "pip install 'cotmi[dashboards]'")
 
 
 def test_compare_says_what_it_lacks(cotmi, finished, tmp_path):

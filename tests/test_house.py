@@ -129,7 +129,7 @@ def test_library_notebooks_have_one_idea():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiments_have_one_parameters_cell(path):
-    from cotmi.cli import experiment_parameters
+    from cotmi.runs.experiments import experiment_parameters
 
     tagged = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", ())]
     assert len(tagged) == 1
@@ -212,10 +212,12 @@ def test_every_dependency_is_pinned():
 
 def test_settings_file_is_valid():
     from cotmi.core import SETTINGS, load_settings
+    from cotmi.training.run_config import RunConfig
 
-    found = load_settings(ROOT, {})
-    assert found.file == ROOT / "settings.ini"
-    assert {name: found[name] for name in SETTINGS} == {name: s.default for name, s in SETTINGS.items()}
+    settings = load_settings(ROOT, {})
+    assert settings.file == ROOT / "settings.ini"
+    assert {name: settings[name] for name in SETTINGS} == {name: s.default for name, s in SETTINGS.items()}
+    assert RunConfig.resolve({}, settings) == RunConfig()
 
 
 def test_make_targets_are_explained():

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import RunError, write_text
+from ..core import RunError, is_installed, require, write_text
 from ..evaluation.metrics import COMPARED, Metric
 from .comparison_tables import ComparisonTables, baselines_table, figures_table, mark_best, pairs_table
 from .comparison_text import csv_text, latex_text, markdown_text
@@ -34,17 +34,19 @@ class Comparison(ComparisonTables):
         metric: str = "test/accuracy", # A key of the table
     ) -> "go.Figure": # A panel per dataset, a row per method
         "The comparison as a plotly figure."
+        require("plotly", "dashboards", "The figure of a comparison")
         from cotmi.runs.comparison_figure import comparison_figure  # plotly, which no text needs
 
         return comparison_figure(self, metric)
 
     def save(self,
         folder: str | Path, # Where to write
-    ) -> Path: # The folder, with comparison.md, .tex, .csv, pairs.csv and comparison.html
+    ) -> Path: # The folder, with comparison.md, .tex, .csv, pairs.csv and, where plotly is installed, comparison.html
         "Write the comparison in every form."
         forms = {"comparison.md": self.to_markdown(), "comparison.tex": self.to_latex(),
-                 "comparison.csv": self.to_csv(), "pairs.csv": self.pairs.to_csv(index=False),
-                 "comparison.html": self.figure().to_html(include_plotlyjs=True)}
+                 "comparison.csv": self.to_csv(), "pairs.csv": self.pairs.to_csv(index=False)}
+        if is_installed("plotly"):
+            forms["comparison.html"] = self.figure().to_html(include_plotlyjs=True)
         for name, text in forms.items():
             write_text(Path(folder) / name, text)
         return Path(folder)
