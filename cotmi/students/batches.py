@@ -7,6 +7,7 @@ __all__ = ['IGNORED', 'pad', 'TwoTaskCollator', 'example_lengths', 'LengthGroupe
 
 # %% ../../nbs/students/01_batches.ipynb #64c5feb9
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,6 +58,29 @@ def example_lengths(
     plain = tokenized.select_columns(names).with_format("arrow")[:]
     return np.stack([plain[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False) for name in names], 1)
 
+# %% ../../nbs/students/01_batches.ipynb #5291868c
+def _by_length(lengths: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+    "Rows by targets into strips of a few batches, and by inputs within a strip: both count, neither alone will do."
+    inputs, targets = lengths[rows, ::2].sum(1), lengths[rows, 1::2].sum(1)
+    strip = batch_size * max(1, round((len(rows) / batch_size) ** 0.5))
+    rank = np.argsort(np.argsort(targets, kind="stable"), kind="stable") # place of each row by its targets
+    return rows[np.lexsort((inputs, rank // strip))]
+
+# %% ../../nbs/students/01_batches.ipynb #9518fa90
+def _cut(lengths: np.ndarray, rows: np.ndarray, batch_size: int, tokens_per_batch: int | None) -> list[list[int]]:
+    "Batches of rows in their order, each as large as it may be."
+    if not tokens_per_batch:
+        return [rows[at:at + batch_size].tolist() for at in range(0, len(rows), batch_size)]
+    batches, batch, longest = [], [], 0
+    for row in rows.tolist():
+        padded = np.maximum(longest, lengths[row])
+        if batch and (len(batch) == batch_size or padded.sum() * (len(batch) + 1) > tokens_per_batch):
+            batches.append(batch)
+            batch, padded = [], lengths[row]
+        batch.append(row)
+        longest = padded
+    return [*batches, batch]
+
 # %% ../../nbs/students/01_batches.ipynb #ae40e44a
 class LengthGroupedBatches(Sampler[list[int]]):
     "Batches of examples whose inputs and targets are about as long, in an order set by seed and epoch."
@@ -87,31 +111,13 @@ class LengthGroupedBatches(Sampler[list[int]]):
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(self.lengths))
         size = self.batch_size * self.group
-        batches = [b for i in range(0, len(order), size) for b in self._cut(self._sorted(order[i:i + size]))]
+        groups = [_by_length(self.lengths, order[at:at + size], self.batch_size) for at in range(0, len(order), size)]
+        cut = partial(_cut, self.lengths, batch_size=self.batch_size, tokens_per_batch=self.tokens_per_batch)
+        batches = [batch for rows in groups for batch in cut(rows)]
         # A short batch stays last, so that the number of steps an epoch is the same at every shuffle.
         full = [b for b in batches if len(b) == self.batch_size or self.tokens_per_batch]
         short = [b for b in batches if len(b) < self.batch_size and not self.tokens_per_batch]
         return [full[i] for i in random.permutation(len(full))] + short
-
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
-        "By targets into strips of a few batches, and by inputs within a strip: both count, neither alone will do."
-        inputs, targets = self.lengths[rows, ::2].sum(1), self.lengths[rows, 1::2].sum(1)
-        strip = self.batch_size * max(1, round((len(rows) / self.batch_size) ** 0.5))
-        rank = np.argsort(np.argsort(targets, kind="stable"), kind="stable") # place of each row by its targets
-        return rows[np.lexsort((inputs, rank // strip))]
-
-    def _cut(self, rows: np.ndarray) -> list[list[int]]:
-        if not self.tokens_per_batch:
-            return [rows[i:i + self.batch_size].tolist() for i in range(0, len(rows), self.batch_size)]
-        batches, batch, longest = [], [], 0
-        for row in rows.tolist():
-            padded = np.maximum(longest, self.lengths[row])
-            if batch and (len(batch) == self.batch_size or padded.sum() * (len(batch) + 1) > self.tokens_per_batch):
-                batches.append(batch)
-                batch, padded = [], self.lengths[row]
-            batch.append(row)
-            longest = padded
-        return [*batches, batch]
 
 # %% ../../nbs/students/01_batches.ipynb #21e771e2
 def length_batches(

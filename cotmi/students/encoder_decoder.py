@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..core import FEATURES
+from ..core import FEATURES, StudentError
 from .batches import IGNORED, length_batches, pad, progress_bar
 from .family import StudentFamily, TaskPass
 
@@ -31,6 +31,9 @@ def output_head(
 ) -> tuple[Tensor, Tensor | None]: # Weight [W, D] and, where there is one, bias [W]
     "The output head that turns decoder states into logits."
     head = model.get_output_embeddings()
+    if head is None:
+        raise StudentError(f"A {type(model).__name__} has no output head and cannot be a student. "
+                           "Choose a model for conditional generation.")
     bias = getattr(model, "final_logits_bias", None) # BART's; zeros unless trained
     return head.weight, head.bias if bias is None else bias.squeeze(0)
 
@@ -41,6 +44,7 @@ def head_scale(
     "What decoder states are multiplied by before the output head."
     return model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
 
+# %% ../../nbs/students/03_encoder_decoder.ipynb #2cef1c8a
 def decode_states(
     model: PreTrainedModel, # An encoder-decoder
     encoder: Tensor, # [B, S, D] encoder states
@@ -67,6 +71,7 @@ def forward_task(
     encoder, kl = (encoder, None) if bottleneck is None else bottleneck(encoder, mask)
     return TaskPass(decode_states(model, encoder, mask, labels), labels, encoder, mask, kl)
 
+# %% ../../nbs/students/03_encoder_decoder.ipynb #35160bf3
 def forward_tasks(
     model: PreTrainedModel, # An encoder-decoder
     batch: Mapping[str, Tensor], # As `TwoTaskCollator` makes it
@@ -85,6 +90,7 @@ def end_tokens(
     end = model.generation_config.eos_token_id
     return [] if end is None else end if isinstance(end, list) else [end]
 
+# %% ../../nbs/students/03_encoder_decoder.ipynb #6390da77
 @torch.no_grad()
 def generate(
     model: PreTrainedModel, # An encoder-decoder in evaluation mode
@@ -161,6 +167,7 @@ def set_dropout(
                 if isinstance(module, nn.Dropout):
                     module.p = rate
 
+# %% ../../nbs/students/03_encoder_decoder.ipynb #768008d7
 def load(
     name: str, # A hub id or a local folder
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's
@@ -191,6 +198,7 @@ def vocabulary_size(
     "Number of words that the output head tells apart."
     return model.config.vocab_size
 
+# %% ../../nbs/students/03_encoder_decoder.ipynb #81cef2cc
 def own_route(
     model: PreTrainedModel, # Any model
 ) -> str: # For a reader

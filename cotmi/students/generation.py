@@ -55,10 +55,10 @@ def target_log_likelihoods(
     progress: str = "", # Text of a progress bar; none if empty
 ) -> list[np.ndarray]: # [n] arrays: a log-likelihood (nats) for each candidate
     "Log-likelihood of each candidate target, from its start to its end."
-    model, pad_token = student.model.eval(), student.tokenizer.pad_token_id
+    model = student.model.eval()
     scores = [np.zeros(len(candidates)) for candidates in targets]
     for rows in progress_bar(length_batches([len(ids) for ids in input_ids], batch_size), progress):
-        ids = pad([input_ids[row] for row in rows], pad_token).to(student.device)
+        ids = pad([input_ids[row] for row in rows], student.pad_token).to(student.device)
         mask = pad([[1] * len(input_ids[row]) for row in rows], 0).to(student.device)
         asked = [[k for k, target in enumerate(targets[row]) if target] for row in rows] # an empty target is certain
         wanted = [[targets[row][k] for k in kept] for row, kept in zip(rows, asked, strict=True)]

@@ -13,37 +13,14 @@ from transformers import AutoConfig
 
 from ..core import StudentError, nearest
 from .builtin import BUILTIN_STUDENTS, builtin_student
-from .encoder_decoder import ENCODER_DECODER
-from .student import FAMILIES, Student
+from .student import Student, family_for
 
-# %% ../../nbs/students/09_loading.ipynb #72640591
-def load_student(
-    name: str, # A hub id, a local folder, builtin:tiny or builtin:mini
-    texts: Iterable[str] | None = None, # Training text; builtin students train their tokenizer on it
-    seed: int = 0, # Seed of random weights
-    dropout: float | None = None, # Dropout rate; None keeps the checkpoint's, and is none for builtin students
-) -> Student: # In evaluation mode
-    "Load a student; raises `StudentError` where it cannot be had or is no encoder-decoder."
-    if name.startswith("builtin:"):
-        if texts is None:
-            raise StudentError(f"{name} trains its tokenizer on the training text: pass texts=[…].")
-        return builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        family = next((family for family in FAMILIES.values() if family.accepts(config)), ENCODER_DECODER)
-        model, tokenizer = family.load(name, dropout)
-    except (OSError, ValueError, KeyError) as fault:
-        raise StudentError(_student_advice(name, fault)) from fault
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise StudentError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
-                           f"{model.get_input_embeddings().num_embeddings}. They do not belong together.")
-    return Student(model, tokenizer, name)
-
+# %% ../../nbs/students/09_loading.ipynb #8388320e
 def _student_advice(name: str, fault: Exception) -> str:
     "What went wrong while loading a student, and what to do."
     reason = str(fault).strip().splitlines()[0][:300]
     if Path(name).is_dir():
-        return (f"The folder {name} holds no encoder-decoder with its tokenizer ({reason}). "
+        return (f"The folder {name} holds no student with its tokenizer ({reason}). "
                 "It needs config.json, model.safetensors and tokenizer.json, as save_pretrained writes them.")
     if "/" not in name:
         hint = nearest(name, [f"builtin:{shape}" for shape in BUILTIN_STUDENTS])
@@ -51,3 +28,24 @@ def _student_advice(name: str, fault: Exception) -> str:
             return f"No student {name!r}.{hint}"
     return (f"The student {name} could not be loaded from the hub ({reason}). Where there is no network, pass a local "
             "folder that holds it (student=path/to/folder) or a built-in one (student=builtin:mini).")
+
+# %% ../../nbs/students/09_loading.ipynb #d74497df
+def load_student(
+    name: str, # A hub id, a local folder, builtin:tiny or builtin:mini
+    texts: Iterable[str] | None = None, # Training text; builtin students train their tokenizer on it
+    seed: int = 0, # Seed of random weights
+    dropout: float | None = None, # Dropout rate; None keeps the checkpoint's, and is none for builtin students
+) -> Student: # In evaluation mode
+    "Load a student; raises `StudentError` where it cannot be had or belongs to no family."
+    if name.startswith("builtin:"):
+        if texts is None:
+            raise StudentError(f"{name} trains its tokenizer on the training text: pass texts=[…].")
+        return builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0)
+    try:
+        model, tokenizer = family_for(AutoConfig.from_pretrained(name)).load(name, dropout)
+    except (OSError, ValueError, KeyError) as fault:
+        raise StudentError(_student_advice(name, fault)) from fault
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise StudentError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
+                           f"{model.get_input_embeddings().num_embeddings}. They do not belong together.")
+    return Student(model, tokenizer, name)

@@ -6,15 +6,17 @@
 __all__ = ['fits_greedy_decode', 'KeyValueCache', 'greedy_decode']
 
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #f5abf02f
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-from .encoder_decoder import head_scale
+from .batches import pad
+from .encoder_decoder import end_tokens, head_scale
 from .t5_packed import _encode, _feed_forward, _normed, _Packing, fits_packed
 
 # %% ../../nbs/students/05_t5_greedy_decode.ipynb #a430683f
@@ -22,29 +24,32 @@ _HARMLESS = {"transformers_version", "_from_model_config", "pad_token_id", "eos_
              "decoder_start_token_id", "use_cache", "max_length", "max_new_tokens", "do_sample", "num_beams"}
 
 def fits_greedy_decode(
-    model: nn.Module, # Any model
+    model: PreTrainedModel, # Any model
 ) -> bool: # Whether `greedy_decode` gives what `generate(do_sample=False, num_beams=1)` gives
     "Whether a model can be decoded here."
     asked = {name for name, value in model.generation_config.to_diff_dict().items() if value not in (None, False)}
     return "eos_token_id" in asked and asked <= _HARMLESS and fits_packed(model)
 
-# %% ../../nbs/students/05_t5_greedy_decode.ipynb #30c0b1ed
+# %% ../../nbs/students/05_t5_greedy_decode.ipynb #27604f12
 @dataclass
 class KeyValueCache:
-    "Keys and values of the rows that still write."
-    rows: Tensor # [n] places in the answer list
-    crossed: list[Tensor] # of each layer [2, n, heads, S, k]
-    written: list[Tensor] # of each layer [2, n, heads, most tokens, k]
+    "Keys and values of the answers that still go on."
+    rows: Tensor # [n] places in the list of answers
+    crossed: list[Tensor] # of each layer [2, n, heads, S, k], of the inputs
+    written: list[Tensor] # of each layer [2, n, heads, max_new_tokens, k], of the answers
     hidden: Tensor # [n, 1, 1, S] lowest number where the input is padding, else 0
 
-    def keep(self, rows: Tensor):
-        "Only these rows go on."
+    def keep(self,
+        rows: Tensor, # Which of the n answers go on
+    ):
+        "Let all other answers go."
         self.rows, self.hidden = self.rows[rows], self.hidden[rows]
         self.crossed = [each[:, rows] for each in self.crossed]
         self.written = [each[:, rows] for each in self.written]
 
-def _begin(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: Tensor, most: int) -> KeyValueCache:
-    "Encode inputs [n, S] and make room for `most` tokens."
+# %% ../../nbs/students/05_t5_greedy_decode.ipynb #c2a0b1fa
+def _fill_cache(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, max_new_tokens: int) -> KeyValueCache:
+    "Encode inputs [n, S] and make room for their answers."
     packing, heads = _Packing.of(mask), model.config.num_heads
     encoded = _encode(model, model.shared(packing.pack(ids)), [packing], [mask], 0.0)
     crossed = []
@@ -52,7 +57,7 @@ def _begin(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: Tensor, most
         own = block.layer[1].EncDecAttention
         pair = packing.heads(F.linear(encoded, torch.cat([own.k.weight, own.v.weight])), 2, heads)
         crossed.append(pair.view(2, len(ids), heads, ids.shape[1], -1))
-    room = (2, len(ids), heads, most, crossed[0].shape[-1])
+    room = (2, len(ids), heads, max_new_tokens, crossed[0].shape[-1])
     lowest = torch.finfo(encoded.dtype).min
     hidden = torch.zeros(mask.shape, dtype=encoded.dtype).masked_fill_(mask == 0, lowest)[:, None, None]
     return KeyValueCache(rows, crossed, [encoded.new_empty(room) for _ in crossed], hidden)
@@ -64,10 +69,11 @@ def _attend_one(query: Tensor, pair: Tensor, bias: Tensor) -> Tensor:
     scores = torch.matmul(query.view(size, heads, 1, width), pair[0].transpose(-1, -2)) + bias # [n, heads, 1, L]
     return torch.matmul(scores.softmax(-1), pair[1]).view(size, heads * width)
 
-def _next_states(model: PreTrainedModel, tokens: Tensor, at: int, memory: KeyValueCache, bias: Tensor) -> Tensor:
-    "Decoder states [n, D] after the tokens [n] at position `at`, whose keys and values are remembered."
+# %% ../../nbs/students/05_t5_greedy_decode.ipynb #03be816f
+def _next_states(model: Any, tokens: Tensor, at: int, cache: KeyValueCache, bias: Tensor) -> Tensor:
+    "Decoder states [n, D] after the tokens [n] at position `at`, whose keys and values are in the cache."
     x = model.shared(tokens)
-    for block, crossed, written in zip(model.decoder.block, memory.crossed, memory.written, strict=True):
+    for block, crossed, written in zip(model.decoder.block, cache.crossed, cache.written, strict=True):
         own = block.layer[0].SelfAttention
         joined = F.linear(_normed(x, block.layer[0].layer_norm), torch.cat([own.q.weight, own.k.weight, own.v.weight]))
         query, key, value = joined.view(len(x), 3, own.n_heads, -1).unbind(1)
@@ -76,58 +82,67 @@ def _next_states(model: PreTrainedModel, tokens: Tensor, at: int, memory: KeyVal
                          own.o.weight)
         own = block.layer[1].EncDecAttention
         query = F.linear(_normed(x, block.layer[1].layer_norm), own.q.weight)
-        x = x + F.linear(_attend_one(query, crossed, memory.hidden), own.o.weight)
+        x = x + F.linear(_attend_one(query, crossed, cache.hidden), own.o.weight)
         x = _feed_forward(x, block.layer[2], 0.0)
     x = _normed(x, model.decoder.final_layer_norm)
     return x * head_scale(model)
 
-# %% ../../nbs/students/05_t5_greedy_decode.ipynb #8762ba39
-@torch.no_grad()
-def greedy_decode(
-    model: PreTrainedModel, # A T5 in evaluation mode that `fits_greedy_decode`
-    input_ids: Sequence[Sequence[int]], # [n] token ids of the inputs, prefix included
-    max_new_tokens: int = 64, # Most tokens of an answer
-    cache_mb: float = 256, # Memory for keys and values, MB
-    progress=iter, # Wraps the list of batches, e.g. a tqdm
-) -> list[list[int]]: # [n] answers in the order of the inputs, with the end of sequence where it was reached
-    "Greedy answers to many inputs."
-    found: list[list[int]] = [[] for _ in input_ids]
-    bias = model.decoder.block[0].layer[0].SelfAttention.compute_bias(max_new_tokens, max_new_tokens)
-    for rows in progress(_groups(model, [len(ids) for ids in input_ids], max_new_tokens, cache_mb)):
-        longest = max(len(input_ids[row]) for row in rows)
-        ids = torch.tensor([[*input_ids[row], *[0] * (longest - len(input_ids[row]))] for row in rows])
-        mask = torch.arange(longest) < torch.tensor([len(input_ids[row]) for row in rows])[:, None]
-        _decode_batch(model, _begin(model, ids, mask, torch.tensor(rows), max_new_tokens), max_new_tokens, bias, found)
-    return found
+# %% ../../nbs/students/05_t5_greedy_decode.ipynb #6ec49b63
+def _position_bias(model: Any, length: int) -> Tensor:
+    "What the decoder's self-attention adds for each pair of positions [1, heads, length, length]."
+    return model.decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
 
-def _groups(model: PreTrainedModel, lengths: list[int], most: int, cache_mb: float) -> list[list[int]]:
+def _first_token(model: Any) -> int:
+    "The token that a decoder starts from."
+    start = model.generation_config.decoder_start_token_id
+    return model.config.decoder_start_token_id if start is None else start
+
+def _decode_batch(model: Any, cache: KeyValueCache, max_new_tokens: int, bias: Tensor,
+                  answers: list[list[int]]):
+    "Write the answers of a batch into their places in `answers`."
+    ends, tokens = torch.tensor(end_tokens(model)), torch.full_like(cache.rows, _first_token(model))
+    goes_on = torch.ones_like(cache.rows, dtype=torch.bool)
+    for at in range(max_new_tokens):
+        states = _next_states(model, tokens, at, cache, bias)
+        tokens = F.linear(states, model.lm_head.weight, model.lm_head.bias).argmax(-1)
+        for row, token, open_ in zip(cache.rows.tolist(), tokens.tolist(), goes_on.tolist(), strict=True):
+            if open_:
+                answers[row].append(token)
+        goes_on &= ~torch.isin(tokens, ends)
+        kept = goes_on.nonzero().squeeze(1)
+        if not len(kept):
+            return
+        if len(kept) < 0.9 * len(goes_on):
+            cache.keep(kept)
+            tokens, goes_on = tokens[kept], goes_on[kept]
+
+# %% ../../nbs/students/05_t5_greedy_decode.ipynb #67754624
+def _groups(model: Any, lengths: Sequence[int], max_new_tokens: int, cache_mb: float) -> list[list[int]]:
     "Rows in groups of like length, longest first, as many as the memory holds."
     inner = model.config.num_heads * model.config.d_kv
     values = 2 * model.config.num_decoder_layers * inner * model.shared.weight.element_size() # bytes a position
     groups, order = [], sorted(range(len(lengths)), key=lambda row: -lengths[row])
     while order:
-        size = max(1, int(cache_mb * 2**20 / (values * (lengths[order[0]] + most))))
+        size = max(1, int(cache_mb * 2**20 / (values * (lengths[order[0]] + max_new_tokens))))
         groups.append(order[:size])
         order = order[size:]
     return groups
 
-def _decode_batch(model: PreTrainedModel, memory: KeyValueCache, most: int, bias: Tensor, found: list[list[int]]):
-    "Write the answers of a batch into `found`."
-    ends = model.generation_config.eos_token_id
-    ends = torch.tensor(ends if isinstance(ends, list) else [ends])
-    start = model.generation_config.decoder_start_token_id
-    tokens = torch.full_like(memory.rows, model.config.decoder_start_token_id if start is None else start)
-    writes = torch.ones_like(memory.rows, dtype=torch.bool)
-    for at in range(most):
-        states = _next_states(model, tokens, at, memory, bias)
-        tokens = F.linear(states, model.lm_head.weight, model.lm_head.bias).argmax(-1)
-        for row, token, going in zip(memory.rows.tolist(), tokens.tolist(), writes.tolist(), strict=True):
-            if going:
-                found[row].append(token)
-        writes &= ~torch.isin(tokens, ends)
-        going = writes.nonzero().squeeze(1)
-        if not len(going):
-            return
-        if len(going) < 0.9 * len(writes):
-            memory.keep(going)
-            tokens, writes = tokens[going], writes[going]
+# %% ../../nbs/students/05_t5_greedy_decode.ipynb #e8c453d2
+@torch.no_grad()
+def greedy_decode(
+    model: T5ForConditionalGeneration, # A T5 in evaluation mode that `fits_greedy_decode`
+    input_ids: Sequence[Sequence[int]], # [n] token ids of the inputs, prefix included
+    max_new_tokens: int = 64, # Tokens of an answer at the utmost
+    cache_mb: float = 256, # Memory for keys and values, MB
+    progress: Callable[[list], Iterable] = iter, # Wraps the list of batches, e.g. a tqdm
+) -> list[list[int]]: # [n] answers in the order of the inputs, with the end of sequence where it was reached
+    "Greedy answers to many inputs."
+    answers: list[list[int]] = [[] for _ in input_ids]
+    bias = _position_bias(model, max_new_tokens)
+    for rows in progress(_groups(model, [len(ids) for ids in input_ids], max_new_tokens, cache_mb)):
+        ids = pad([input_ids[row] for row in rows], 0)
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(input_ids[row]) for row in rows])[:, None]
+        cache = _fill_cache(model, ids, mask, torch.tensor(rows), max_new_tokens)
+        _decode_batch(model, cache, max_new_tokens, bias, answers)
+    return answers

@@ -7,7 +7,6 @@ __all__ = ['ANSWER_MARKER', 'METHODS', 'PREFIXES', 'TASK_COLUMNS', 'split_answer
            'tokenize_examples']
 
 # %% ../../nbs/students/00_tasks.ipynb #aefce724
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -90,7 +89,7 @@ def student_input(
     return get_method(method).prefix(task) + text.replace(SEGMENT_SEPARATOR, eos)
 
 # %% ../../nbs/students/00_tasks.ipynb #39fe8221
-def _joined_targets(rationales: Sequence[str], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase,
+def _joined_targets(rationales: list[str], labels: list[str], tokenizer: PreTrainedTokenizerBase,
                     max_length: int) -> list[list[int]]:
     "Token ids of `rationale answer: label`, the rationale cut where they would be longer than `max_length`."
     heads = tokenizer(rationales, add_special_tokens=False)["input_ids"]
@@ -109,11 +108,12 @@ def tokenize_examples(
 ) -> Dataset: # Columns id and TASK_COLUMNS (lists of token ids); the explain task is there for every method
     "Tokenise both tasks of every example."
     joined = get_method(method).joined_target
-    def tokenize(batch):
-        def inputs(task):
-            texts = [student_input(text, task, method, tokenizer.eos_token or "") for text in batch["input"]]
+    eos = str(tokenizer.eos_token or "")
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        def inputs(task: str) -> list[list[int]]:
+            texts = [student_input(text, task, method, eos) for text in batch["input"]]
             return tokenizer(texts, truncation=True, max_length=max_input_length)["input_ids"]
-        def targets(column):
+        def targets(column: str) -> list[list[int]]:
             texts = [text or "" for text in batch[column]]
             return tokenizer(text_target=texts, truncation=True, max_length=max_target_length)["input_ids"]
         rationales = [text or "" for text in batch["rationale"]]
