@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..core import to_json, write_text
 
-# %% ../../nbs/training/05_callbacks.ipynb #df141ca6
+# %% ../../nbs/training/05_callbacks.ipynb #77637e20
 def _history_row(line: str) -> dict | None:
     "The row of a line; None where the line is not a whole one."
     try:
@@ -25,6 +25,7 @@ def _history_row(line: str) -> dict | None:
         return None
     return row if isinstance(row, dict) else None
 
+# %% ../../nbs/training/05_callbacks.ipynb #df141ca6
 def read_history(
     path: str | Path, # A history.jsonl; one that does not exist has no rows
     faults: list[str] | None = None, # Gains a sentence where lines before the last are broken

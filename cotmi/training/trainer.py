@@ -291,9 +291,8 @@ class CotTrainer(Trainer):
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms = config, _TermSums()
-        super().__init__(module, arguments, data_collator=collate, train_dataset=rows, eval_dataset=watched, # type: ignore
-                         processing_class=module.asked.tokenizer, callbacks=list(callbacks))
-
+        given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
+        super().__init__(*given, callbacks=list(callbacks))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
         loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
