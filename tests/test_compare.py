@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cotmi import compare_runs as at_the_top
-from cotmi.core import METHODS, RunError, write_json
+from cotmi.core import RunError, write_json
 from cotmi.evaluation.metrics import COMPARED
 from cotmi.evaluation.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
 from cotmi.runs.comparison import compare_runs
@@ -15,6 +15,7 @@ from cotmi.runs.comparison_tables import compare_pair
 from cotmi.runs.grouping import group_runs
 from cotmi.runs.published_figures import PUBLISHED
 from cotmi.runs.run_folder import Run
+from cotmi.students.methods import METHODS
 
 N = 600
 HARD = np.random.default_rng(0).random(N) # how hard each example is, for every run

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from cotmi import evaluate as evaluate_run
-from cotmi.core import METHODS, RunError, read_json, write_json
+from cotmi.core import RunError, read_json, write_json
 from cotmi.data.examples import SEGMENT_SEPARATOR
 from cotmi.data.loading import load_data
 from cotmi.evaluation.answers import answer, confidences, label_targets
@@ -32,6 +32,7 @@ from cotmi.runs.run_folder import Run, open_run
 from cotmi.students.builtin import builtin_student
 from cotmi.students.encoder_decoder import token_log_likelihoods
 from cotmi.students.generation import generate, generate_ids, target_log_likelihoods
+from cotmi.students.methods import METHODS
 from cotmi.students.student import Student
 from cotmi.students.tasks import tokenize_examples
 from cotmi.training.run_config import RunConfig

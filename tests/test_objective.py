@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from cotmi import core
 from cotmi.core import ConfigError
 from cotmi.training.fused_linear_loss import vocabulary_pass
 from cotmi.training.losses import (
@@ -136,8 +135,7 @@ def test_combine_is_the_sum_of_the_paper(shares, explained):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
-def test_objectives_are_those_that_a_run_can_be_given():
-    assert tuple(OBJECTIVES) == core.OBJECTIVES
+def test_every_objective_tells_what_it_is():
     assert next(iter(OBJECTIVES)) == "paper-masked"
     for name, objective in OBJECTIVES.items():
         assert objective.name == name and objective.title and objective.paper

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .calibration import scale
 from ..students.generation import generate, generate_ids, target_log_likelihoods
+from ..students.methods import ANSWER_MARKER, get_method
 from ..students.student import Student
-from ..students.tasks import ANSWER_MARKER, get_method, tokenize_examples
+from ..students.tasks import tokenize_examples
 from ..training.run_config import RunConfig
 
 # %% ../../nbs/evaluation/04_answers.ipynb #ae4dc68d

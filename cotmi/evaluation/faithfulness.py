@@ -12,8 +12,9 @@ import pandas as pd
 from ..data.examples import SEGMENT_SEPARATOR
 from .answers import label_targets
 from ..students.generation import target_log_likelihoods
+from ..students.methods import get_method
 from ..students.student import Student
-from ..students.tasks import get_method, student_input
+from ..students.tasks import student_input
 from ..training.run_config import RunConfig
 
 # %% ../../nbs/evaluation/05_faithfulness.ipynb #50aa82ab

@@ -11,10 +11,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from ..core import METHODS
 from ..evaluation.metrics import METRICS, Metric, get_metric
 from .comparison_tables import ComparisonTables, look_up
 from .grouping import CAUTION
+from ..students.methods import METHODS
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #0327e7c0
 _ACCURACY = get_metric("test/accuracy")
@@ -72,7 +72,7 @@ def _latex_table(rows: list[list[str]], caption: str) -> str:
 def _order(name: str) -> tuple[int, str]:
     "Sorts the names of a table by their method, in the order of METHODS."
     method = re.split(r"[ ,]", name)[0]
-    return METHODS.index(method) if method in METHODS else len(METHODS), name
+    return [*METHODS, method].index(method), name
 
 def _published_cell(tables: ComparisonTables, dataset: str, method: str) -> str:
     "Published accuracies of a method, each with the number of its source."

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import METHODS, PAPER_OBJECTIVES, Interval
+from ..core import Interval
 from ..evaluation.metrics import get_metric
 from ..evaluation.statistics import seed_interval
+from .published_figures import is_published
 from .run_folder import Run, has_objective
+from ..students.methods import METHODS
 
 # %% ../../nbs/runs/11_grouping.ipynb #35bc2cfa
 _SHAPELESS = {"seed", "dataset", "eval_batch_size", "estimate_mi", "mi_pairs", "mi_bounds", "report_to",
@@ -51,10 +53,9 @@ class Group(NamedTuple):
 
     @property
     def counterpart(self) -> str: # The published method that it stands beside; empty where it stands beside none
-        "Of the objectives only the paper's own has published figures."
+        "The method, where papers have figures of it with this objective."
         config = self.runs[0].config
-        published = not has_objective(config) or config.get("objective") in PAPER_OBJECTIVES
-        return self.method if published else ""
+        return self.method if is_published(self.method, str(config.get("objective", ""))) else ""
 
 # %% ../../nbs/runs/11_grouping.ipynb #df08108d
 def _by_shape(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:

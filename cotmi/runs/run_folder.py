@@ -29,6 +29,7 @@ if TYPE_CHECKING: # these bring torch, which no reader of runs needs
     from cotmi.evaluation.evaluator import Evaluation
     from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
+from ..students.methods import METHODS
 
 # %% ../../nbs/runs/02_run_folder.ipynb #d6f10295
 def _lock_of(folder: Path) -> FileLock:
@@ -95,7 +96,8 @@ def has_objective(
     config: Mapping[str, Any], # The configuration of a run, as its folder keeps it
 ) -> bool: # Whether its objective shaped the student
     "Whether the method of a run trains with a mutual-information objective."
-    return config.get("method") == "mi"
+    method = METHODS.get(config.get("method", ""))
+    return method is not None and method.mutual_information
 
 def _title(config: Mapping[str, Any]) -> str:
     "A configuration in one line, as far as it is known."

@@ -19,8 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from cotmi.core import (
     FEATURES,
-    OBJECTIVES,
-    PAPER_OBJECTIVES,
     ConfigError,
     Settings,
     SettingsError,
@@ -29,6 +27,7 @@ from cotmi.core import (
     to_json,
     variable_name,
 )
+from ..students.methods import METHODS
 
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
     from cotmi.data.loading import LoadedData
@@ -36,12 +35,14 @@ if TYPE_CHECKING: # importing it takes seconds, and most readers of a configurat
 # %% ../../nbs/training/04_run_config.ipynb #04a49f83
 def _methods() -> Iterable[str]:
     "The names of the methods."
-    from cotmi.students.tasks import METHODS  # late: brings transformers
+    from cotmi.students.methods import METHODS  # late: brings transformers
 
     return METHODS
 
 def _objectives() -> Iterable[str]:
     "The names of the objectives."
+    from cotmi.training.objectives import OBJECTIVES  # late: brings torch
+
     return OBJECTIVES
 
 def _critics() -> Iterable[str]:
@@ -55,13 +56,11 @@ def _features() -> Iterable[str]:
     return FEATURES
 
 # %% ../../nbs/training/04_run_config.ipynb #438ddace
-def _has_objective(method: str) -> bool:
-    "Whether a method adds a mutual-information term."
-    return method == "mi"
-
 def _features_of(objective: str) -> Iterable[str]:
-    "The kinds of features that an objective can compare; of one's own, all of them."
-    return FEATURES[:1] if objective in PAPER_OBJECTIVES else FEATURES
+    "The kinds of features that an objective can compare."
+    from cotmi.training.objectives import get_objective  # late: brings torch
+
+    return get_objective(objective).features
 
 # %% ../../nbs/training/04_run_config.ipynb #adcefdf6
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -174,7 +173,8 @@ def _check_ranges(config: "RunConfig") -> None:
         raise ConfigError(f"alpha is {config.alpha}; expected 0 to 1. ({config_help('alpha')})")
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise ConfigError(f"dropout is {config.dropout}; expected 0 to below 1. ({config_help('dropout')})")
-    if _has_objective(config.method) and config.features not in (fits := tuple(_features_of(config.objective))):
+    compares = METHODS[config.method].mutual_information
+    if compares and config.features not in (fits := tuple(_features_of(config.objective))):
         raise ConfigError(f"objective {config.objective} compares {' or '.join(fits)} features, but features is "
                           f"{config.features!r}. Set features={fits[0]}, or one of the variational objectives.")
     if config.tokens_per_batch and config.batching != "length":
@@ -185,7 +185,7 @@ def _run_id(values: Mapping[str, Any]) -> str:
     "A readable name that ends in a hash of all values."
     digest = hashlib.sha256(to_json(dict(sorted(values.items())), indent=None).encode()).hexdigest()[:8]
     student = Path(values["student"].rpartition(":")[2]).name
-    parts = [values["method"], values["objective"] if _has_objective(values["method"]) else "", student,
+    parts = [values["method"], values["objective"] if METHODS[values["method"]].mutual_information else "", student,
              f"s{values['seed']}", digest]
     return "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in p) for p in parts if p)
 

@@ -26,14 +26,15 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from ..core import RunError, check_choice, read_json, seed_everything, write_json
 from ..data.examples import LoadedData
-from ..data.labels import same_label
+from ..data.labels import correct_labels
 from ..students.batches import IGNORED, LengthGroupedBatches, TwoTaskCollator, example_lengths
 from ..students.family import TaskPass
 from ..students.features import features
 from ..students.generation import generate
 from ..students.loading import load_student
+from ..students.methods import METHODS, Method
 from ..students.student import Student
-from ..students.tasks import METHODS, Method, tokenize_examples
+from ..students.tasks import tokenize_examples
 from .callbacks import FinishWithEvaluation, History, ProgressBar
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
@@ -218,7 +219,7 @@ class WatchedSplit:
     ) -> float: # Share that is right
         "Share of answers that agree with the gold label."
         predicted = [self.method.split(text)[1] for text in answers]
-        return float(np.mean([same_label(self.label_kind, a, b) for a, b in zip(predicted, self.gold, strict=True)]))
+        return float(np.mean(correct_labels(self.label_kind, predicted, self.gold)))
 
 # %% ../../nbs/training/06_trainer.ipynb #dc408321
 def watched_splits(
