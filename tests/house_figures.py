@@ -53,7 +53,7 @@ def compared_names(tree: ast.AST) -> list[tuple[int, str]]:
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
 def export_cells() -> list[tuple[int, str, str]]:
-    "Lines, notebook and first definition of every cell that is exported, imports apart."
+    "Lines, notebook and text of every cell that is exported, imports apart."
     kept = []
     for path in sorted((ROOT / "nbs").rglob("[0-9]*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -63,13 +63,17 @@ def export_cells() -> list[tuple[int, str, str]]:
                 if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(body).body):
                     continue
                 lines = len(body.strip("\n").splitlines())
-                kept.append((lines, str(path.relative_to(ROOT / "nbs")), body.strip().split("\n")[0][:60]))
+                name = str(path.relative_to(ROOT / "nbs"))
+                kept.append((lines, name, body.strip("\n")))
     return kept
 
 
-def is_data(first_line: str) -> bool:
-    "Whether a cell is a table of data: it begins with a constant."
-    return bool(re.match(r"[A-Z_][A-Z0-9_]*(: [^=]+)? = ", first_line))
+def is_table(body: str) -> bool:
+    "Whether a cell is a table: a constant, or one class of fields and methods of a few lines that say where to look."
+    tree = ast.parse(body).body
+    if len(tree) == 1 and isinstance(tree[0], ast.ClassDef):
+        return all(m.end_lineno - m.lineno < 8 for m in tree[0].body if isinstance(m, ast.FunctionDef))
+    return bool(re.match(r"[A-Z_][A-Z0-9_]*(: [^=]+)? = ", body))
 
 
 def functions() -> list[tuple[int, str]]:
@@ -155,7 +159,7 @@ def hidden_imports() -> list[str]:
 def main() -> int:
     cells = export_cells()
     sizes = [lines for lines, *_ in cells]
-    code = [(lines, where, first) for lines, where, first in cells if not is_data(first)]
+    code = [(lines, where, body.split("\n")[0][:60]) for lines, where, body in cells if not is_table(body)]
     lengths = sorted(functions())
     good, every, lacking = described_parameters()
     bare = without_docstring()

@@ -70,7 +70,7 @@ def critic_names() -> list[str]:
     "The critics that can be asked for, the usual one first."
     from cotmi.information.critics import CRITICS  # torch
 
-    return sorted(CRITICS, key=lambda name: name != "separable")
+    return list(CRITICS)
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #9a266d2b
 def _estimated(features: Mapping[str, Any], bound: str, critic: str, progress: Callable[[int, int], bool]):

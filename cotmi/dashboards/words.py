@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import Interval
 from ..evaluation.metrics import Metric
-from ..runs.run_folder import Run
+from ..runs.run_folder import Run, has_objective
 
 # %% ../../nbs/dashboards/07_words.ipynb #15e4d7a4
 def number_text(
@@ -66,7 +66,7 @@ def objective_of(
     config: Mapping[str, Any], # The values of a run's configuration
 ) -> str: # Empty where the method has no mutual-information term
     "The objective that shaped a student."
-    return str(config.get("objective") or "") if config.get("method") == "mi" else ""
+    return str(config.get("objective") or "") if has_objective(config) else ""
 
 def method_name(
     config: Mapping[str, Any], # The values of a run's configuration

@@ -203,8 +203,8 @@ class Critic:
 
 # %% ../../nbs/information/00_critics.ipynb #7fb68b35
 CRITICS: dict[str, Critic] = {critic.name: critic for critic in (
+    Critic("separable", "Separable", SeparableCritic, _silence_separable), # the usual one first
     Critic("bilinear", "Bilinear", lambda z_width, v_width, hidden=(), embedding=0: BilinearCritic(z_width, v_width)),
-    Critic("separable", "Separable", SeparableCritic, _silence_separable),
     Critic("concat", "Concatenated", lambda z_width, v_width, hidden=(256,), embedding=0:
            ConcatCritic(z_width, v_width, hidden), _silence_concat, block=32),
 )}

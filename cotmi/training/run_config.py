@@ -57,10 +57,10 @@ def _features() -> Iterable[str]:
 
 # %% ../../nbs/training/04_run_config.ipynb #438ddace
 def _features_of(objective: str) -> Iterable[str]:
-    "The kinds of features that an objective can compare."
-    from cotmi.training.objectives import get_objective  # late: brings torch
+    "The kinds of features that an objective can compare; one's own is asked when it is used."
+    from cotmi.training.objectives import OBJECTIVES  # late: brings torch
 
-    return get_objective(objective).features
+    return OBJECTIVES[objective].features if objective in OBJECTIVES else FEATURES
 
 # %% ../../nbs/training/04_run_config.ipynb #adcefdf6
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

@@ -29,7 +29,7 @@ from ..data.examples import LoadedData
 from ..data.labels import correct_labels
 from ..students.batches import IGNORED, LengthGroupedBatches, TwoTaskCollator, example_lengths
 from ..students.family import TaskPass
-from ..students.features import features
+from ..students.features import FEATURE_KINDS, feature_width, features
 from ..students.generation import generate
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
@@ -59,8 +59,7 @@ def _critic_beside(student: Student, objective: Objective | None, config: RunCon
     "The critic that is trained beside the student; none where the objective needs none."
     if objective is None or objective.bound is None:
         return None
-    width_of = student.family.vocabulary_size if config.features == "vocab" else student.family.hidden_size
-    width = width_of(student.model)
+    width = feature_width(student, config.features)
     return VariationalObjective(objective.bound, width, width, critic=config.critic, hidden=config.critic_hidden,
                                 embedding=config.critic_embedding, smile_tau=config.smile_tau)
 
@@ -104,7 +103,8 @@ def _vocabulary_terms(module: CotModule, predict: TaskPass, explain: TaskPass | 
 # %% ../../nbs/training/06_trainer.ipynb #bb50b2d0
 def _task_features(task: TaskPass, kind: str, head: tuple[Tensor, Tensor | None]) -> Tensor:
     "The features that an objective compares, with gradient."
-    return pooled_probabilities(task.hidden, task.mask, *head) if kind == "vocab" else features(task, kind)
+    of_words = FEATURE_KINDS[kind].of_words # made slice by slice, since a vocabulary is wide
+    return pooled_probabilities(task.hidden, task.mask, *head) if of_words else features(task, kind)
 
 def _other_terms(module: CotModule, predict: TaskPass, explain: TaskPass | None,
                  config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
