@@ -72,7 +72,7 @@ def is_table(body: str) -> bool:
     "Whether a cell is a table: a constant, or one class of fields and methods of a few lines that say where to look."
     tree = ast.parse(body).body
     if len(tree) == 1 and isinstance(tree[0], ast.ClassDef):
-        return all(m.end_lineno - m.lineno < 8 for m in tree[0].body if isinstance(m, ast.FunctionDef))
+        return all(m.end_lineno - m.body[0].lineno < 8 for m in tree[0].body if isinstance(m, ast.FunctionDef))
     return bool(re.match(r"[A-Z_][A-Z0-9_]*(: [^=]+)? = ", body))
 
 
@@ -80,6 +80,10 @@ def functions() -> list[tuple[int, str]]:
     "Lines and name of every function and method."
     return [(node.end_lineno - node.lineno + 1, f"{name}.{node.name}") for name, tree in modules().items()
             for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+# Methods that a base class describes: the Trainer of transformers, and our `View`.
+INHERITED = {"compute_loss", "get_batch_samples", "log", "create_optimizer", "build", "refresh", "chose"}
 
 
 # -- descriptions ------------------------------------------------------------------------------------------------------
@@ -101,9 +105,8 @@ def described_parameters() -> tuple[int, int, list[str]]:
         text = file_of(name).read_text(encoding="utf-8")
         comments = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline)
                     if t.type == tokenize.COMMENT}
-        overridden = {"compute_loss", "get_batch_samples", "log", "prediction_step", "create_optimizer"} # Trainer
         for node, owner in _public(tree):
-            if not isinstance(node, ast.FunctionDef) or node.name in overridden or node.name.startswith("on_"):
+            if not isinstance(node, ast.FunctionDef) or node.name in INHERITED or node.name.startswith("on_"):
                 continue
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             for argument in arguments[1 if owner else 0:]:
@@ -121,7 +124,8 @@ def without_docstring() -> list[str]:
     kept = []
     for name, tree in modules().items():
         for node, owner in _public(tree):
-            if owner and (node.name == "__init__" or node.end_lineno - node.lineno < 2 or node.name.startswith("on_")):
+            told = node.name == "__init__" or node.name in INHERITED or node.name.startswith("on_")
+            if owner and (told or node.end_lineno - node.lineno < 2):
                 continue
             if not ast.get_docstring(node):
                 kept.append(f"{name}.{owner + '.' if owner else ''}{node.name}")

@@ -45,7 +45,8 @@ def test_every_import_is_a_declared_dependency_and_the_other_way_round():
     everywhere = set().union(*map(imported, MODULES))
     for path in MODULES:
         allowed = hard | shown | names(EXTRAS["embeddings"])
-        assert not (lacking := imported(path) - allowed), f"{path.name} imports {sorted(lacking)}, which nothing declares"
+        lacking = imported(path) - allowed
+        assert not lacking, f"{path.name} imports {sorted(lacking)}, which nothing declares"
     declared = hard | set().union(*(names(EXTRAS[e]) for e in ("dashboards", "notebooks", "embeddings", "trackers")))
     assert not (idle := declared - everywhere - set(UNSEEN)), f"declared, but nothing imports {sorted(idle)}"
     assert set(UNSEEN) <= declared
