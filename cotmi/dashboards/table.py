@@ -47,7 +47,7 @@ class Table(anywidget.AnyWidget):
         size: int = 15, # Rows a page
         label: str = "Examples", # What a screen reader calls the table
     ):
-        self.size, self.on_select, self.all, self.reason = size, on_select, 0, ""
+        self.size, self.on_select, self.all, self.reason = size, on_select or (lambda _: None), 0, ""
         self.given = self.rows = pd.DataFrame({"id": []}) # as they were given, and in the order that is shown
         self.page, self.sort, self.descending = 0, None, False
         self.selected: str | None = None # id of the marked row
@@ -72,8 +72,7 @@ class Table(anywidget.AnyWidget):
     ) -> None:
         "Mark a row, turn to its page if asked, and tell whoever listens."
         _mark(self, str(identity), turn)
-        if self.on_select:
-            self.on_select(str(identity))
+        self.on_select(str(identity))
 
 # %% ../../nbs/dashboards/11_table.ipynb #edab0667
 def _arrange(table: Table) -> None:
