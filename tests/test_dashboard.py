@@ -99,11 +99,13 @@ def test_a_choice_is_shared_by_the_views(dash):
 
 def test_every_control_changes_its_figure(dash):
     training, pairs, calibration = (dash.views[n] for n in ("Training", "Z and V", "Calibration"))
+    of_pairs = pairs.controls
     for control, value, plot in (
             (training.smoothing, 0.9, training.losses), (training.log, True, training.losses),
-            (pairs.method, "principal", pairs.map), (pairs.colour, "correct", pairs.map),
-            (pairs.colour, "confidence", pairs.map), (pairs.lines, False, pairs.map), (pairs.top, 10, pairs.heat),
-            (pairs.cluster, False, pairs.heat), (calibration.bins, 6, calibration.reliability),
+            (of_pairs.method, "principal", pairs.map), (of_pairs.colour, "correct", pairs.map),
+            (of_pairs.colour, "confidence", pairs.map), (of_pairs.lines, False, pairs.map),
+            (of_pairs.top, 10, pairs.heat),
+            (of_pairs.cluster, False, pairs.heat), (calibration.bins, 6, calibration.reliability),
             (calibration.kind, "mass", calibration.reliability)):
         before = plot._figure
         control.value = value
@@ -252,7 +254,7 @@ def test_comparison(tmp_path):
     page = dash.views["Examples"]
     before = page.table._view
     assert before["total"] > 0
-    page.outcome.value = "both are wrong"
+    page.choice.outcome.value = "both are wrong"
     assert page.table._view != before
     rows = page.table._view["rows"]
     assert rows and all(r["cells"][4] is False and r["cells"][6] is False for r in rows)
@@ -282,7 +284,7 @@ def test_runs_that_share_no_example_are_told_apart(tmp_path):
     made.make_run(tmp_path, examples=40)
     made.make_run(tmp_path, dataset="places", examples=41, kind="choice")
     page = open_all(CompareDashboard(tmp_path)).views["Examples"]
-    page.first.value, page.second.value = 0, 1
+    page.choice.first.value, page.choice.second.value = 0, 1
     assert "share no test example" in page.said.value
 
 

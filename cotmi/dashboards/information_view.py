@@ -87,7 +87,8 @@ def _estimated(features: Mapping[str, Any], bound: str, critic: str, progress: C
 class _Reestimate:
     "The card that estimates anew: its controls, and the thread that does the work."
     def __init__(self, dash: Any, kept: Callable[[dict], None]):
-        self.dash, self.kept, self.thread, self.stop = dash, kept, None, threading.Event()
+        self.dash, self.kept, self.stop = dash, kept, threading.Event()
+        self.thread: threading.Thread | None = None # the one at work
         narrow = widgets.Layout(width="190px")
         self.bound = widgets.Dropdown(description="Bound", options=["infonce"], layout=narrow)
         self.critic = widgets.Dropdown(description="Critic", options=["separable"], layout=narrow)

@@ -8,6 +8,7 @@ __all__ = ['has_front_end', 'LiveMonitor']
 # %% ../../nbs/dashboards/30_live_monitor.ipynb #a4b45df5
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ def _answer_in_subshell(widget: widgets.Widget):
 # %% ../../nbs/dashboards/30_live_monitor.ipynb #8e6dc0c9
 class _Panel(widgets.VBox):
     "Progress, four curves and the button of a training."
-    def __init__(self, run: Run, theme: str):
+    def __init__(self, run: Run, theme: str, stop: Callable[[], None]):
         self.run, self.shown = run, 0.0
         self.plots = [Plot(None, theme=theme) for _ in range(4)]
         self.button = widgets.Button(description="Stop training", button_style="danger",
                                      tooltip="End after this step, with an evaluation and a checkpoint")
+        self.button.on_click(lambda _: stop())
         self.progress, self.said = widgets.IntProgress(layout=widgets.Layout(width="260px")), widgets.HTML()
         super().__init__(board([card(toolbar(self.progress, self.said, self.button)), grid(*map(card, self.plots))]))
         set_theme(self, theme)
@@ -97,8 +99,7 @@ class LiveMonitor(TrainerCallback):
 
     def open(self, run: Run, state: Any) -> None:
         "Build the panel for a training."
-        self.panel = _Panel(run, self.theme)
-        self.panel.button.on_click(lambda _: self.stop())
+        self.panel = _Panel(run, self.theme, self.stop)
         self.panel.update(state.global_step, state.max_steps)
 
     def on_train_begin(self, args, state, control, **kwargs):

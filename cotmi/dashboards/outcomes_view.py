@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .examples import examples_of
-from .layout import card, side, stack, toolbar
+from .layout import card, side, stack
 from .markup import esc, key_values, marked_difference, missing, passage_html, quiet, remark
 from .table import Table
 from .view import View, watch
@@ -74,22 +74,24 @@ def _offer(view: "OutcomesView") -> None:
     fit = [n for n, r in enumerate(runs) if id(r) in chosen and len(r.predictions)
            and {"id", "correct"} <= set(r.predictions)]
     alike = [n for n in fit if runs[n].config.get("dataset") == runs[fit[0]].config.get("dataset")]
-    for box, usual in ((view.first, alike[:1]), (view.second, alike[-1:])):
+    for box, usual in ((view.choice.first, alike[:1]), (view.choice.second, alike[-1:])):
         held = box.value
         box.options = [(runs[n].title, n) for n in fit]
         box.value = held if held in fit else usual[0] if usual else None
 
 # %% ../../nbs/dashboards/28_outcomes_view.ipynb #ed87b7ec
-def _build_outcomes(view: "OutcomesView") -> widgets.Widget:
-    "The controls and the layout."
-    view.first, view.second = (widgets.Dropdown(description=d, layout=widgets.Layout(width="420px"))
-                               for d in ("First", "Second"))
-    view.outcome = widgets.Dropdown(options=list(OUTCOMES), description="Show examples where",
-                                    layout=widgets.Layout(width="330px"))
-    watch(view.pair, view.first, view.second)
-    watch(view.show, view.outcome)
-    return stack(card(toolbar(view.first, view.second, view.outcome), view.said),
-                 side(card(view.table), card(view.detail)))
+class _Choice(widgets.Box):
+    "Two runs, and which of their examples to show."
+    def __init__(self, view: "OutcomesView"):
+        wide = widgets.Layout(width="420px")
+        self.first = widgets.Dropdown(description="First", layout=wide)
+        self.second = widgets.Dropdown(description="Second", layout=wide)
+        self.outcome = widgets.Dropdown(options=list(OUTCOMES), description="Show examples where",
+                                        layout=widgets.Layout(width="330px"))
+        super().__init__([self.first, self.second, self.outcome])
+        self.add_class("cotmi-bar")
+        watch(view.pair, self.first, self.second)
+        watch(view.show, self.outcome)
 
 # %% ../../nbs/dashboards/28_outcomes_view.ipynb #df616a46
 class OutcomesView(View):
@@ -100,7 +102,8 @@ class OutcomesView(View):
         self.said, self.detail = widgets.HTML(), widgets.HTML()
         self.table = Table(_COLUMNS, self.read, label="Examples of both runs")
         self.pairs = pd.DataFrame(columns=["id", *(c[0] for c in _COLUMNS[1:])])
-        return _build_outcomes(self)
+        self.choice = _Choice(self)
+        return stack(card(self.choice, self.said), side(card(self.table), card(self.detail)))
 
     def refresh(self) -> None:
         _offer(self)
@@ -108,17 +111,17 @@ class OutcomesView(View):
 
     def pair(self) -> None:
         "Match the two runs."
-        if self.first.value is None or self.second.value is None:
+        if None in (self.choice.first.value, self.choice.second.value):
             self.pairs, self.said.value = self.pairs.iloc[:0], quiet("None of the chosen runs has predictions.")
         else:
-            self.pairs = paired_examples(*(self.dash.runs[box.value] for box in (self.first, self.second)))
+            self.pairs = paired_examples(*(self.dash.runs[box.value] for box in self.choice.children[:2]))
             self.said.value = outcome_words(self.pairs)
         self.show()
 
     def show(self) -> None:
         "Show the examples with the chosen outcome."
         both = zip(self.pairs["correct_a"], self.pairs["correct_b"], strict=True)
-        kept = np.array([pair == OUTCOMES[self.outcome.value] for pair in both], dtype=bool)
+        kept = np.array([pair == OUTCOMES[self.choice.outcome.value] for pair in both], dtype=bool)
         self.table.show(self.pairs[kept], len(self.pairs), "There is no such example.")
         self.detail.value = "<h3>Example</h3>" + missing("Choose a row to read it here.")
 

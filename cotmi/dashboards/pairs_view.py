@@ -117,26 +117,34 @@ def _points_of(examples: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
     return rows.reindex(ids).assign(id=list(ids)).reset_index(drop=True)
 
 # %% ../../nbs/dashboards/16_pairs_view.ipynb #de1f3549
-def _build_pairs(view: "PairsView") -> widgets.Widget:
-    "The controls and the layout."
-    view.method = widgets.Dropdown(options=list(PROJECTIONS), description="Projection")
-    view.colour = widgets.Dropdown(options=["label", "correct", "confidence"], description="Colour")
-    view.lines = widgets.Checkbox(value=True, description="Join pairs", indent=False)
-    view.example = widgets.Dropdown(description="Example", options=[("choose one", "")])
-    view.top = widgets.IntSlider(value=40, min=5, max=100, step=5, description="Dimensions", continuous_update=False)
-    view.cluster = widgets.Checkbox(value=True, description="Cluster like dimensions", indent=False)
-    view.reading, view.note, view.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
-    watch(view.draw_heat, view.top, view.cluster)
-    watch(view.draw_map, view.method, view.colour, view.lines)
-    view.example.observe(lambda change: change["new"] and view.dash.show_example(change["new"]), "value")
-    return stack(card(toolbar(view.method, view.colour, view.lines, view.example), view.note),
-                 side(card(view.map), card(view.reading)),
-                 side(card(toolbar(view.top, view.cluster), view.heat), card(view.measures, view.said)))
+class _Controls:
+    "What a reader can change on this tab."
+    def __init__(self, view: "PairsView"):
+        self.method = widgets.Dropdown(options=list(PROJECTIONS), description="Projection")
+        self.colour = widgets.Dropdown(options=["label", "correct", "confidence"], description="Colour")
+        self.lines = widgets.Checkbox(value=True, description="Join pairs", indent=False)
+        self.example = widgets.Dropdown(description="Example", options=[("choose one", "")])
+        self.top = widgets.IntSlider(value=40, min=5, max=100, step=5, description="Dimensions",
+                                     continuous_update=False)
+        self.cluster = widgets.Checkbox(value=True, description="Cluster like dimensions", indent=False)
+        self.of_map, self.of_heat = (self.method, self.colour, self.lines), (self.top, self.cluster)
+        watch(view.draw_map, *self.of_map)
+        watch(view.draw_heat, *self.of_heat)
+        self.example.observe(lambda change: change["new"] and view.dash.show_example(change["new"]), "value")
+
+    def offer(self, ids: Sequence[str]) -> None:
+        "Offer these examples."
+        self.example.options = [("choose one", ""), *((identity[:40], identity) for identity in ids)]
+
+    def choose(self, identity: str | None) -> None:
+        "Show an example as chosen, where it is offered."
+        if identity in {value for _, value in self.example.options}:
+            self.example.value = identity
 
 # %% ../../nbs/dashboards/16_pairs_view.ipynb #4785a572
 def _draw_map(view: "PairsView") -> None:
     "Project the features where the projection is new, and draw a sample of the pairs."
-    features, method = view.dash.run.features, view.method.value
+    features, method = view.dash.run.features, view.controls.method.value
     if view.plane[0] != (id(features["z"]), method):
         view.plane = (id(features["z"]), method), _projected(features, method)
     if view.plane[1] is None:
@@ -145,8 +153,9 @@ def _draw_map(view: "PairsView") -> None:
         view.note.value = ""
         return
     (z, v), kept = view.plane[1], view.kept
-    view.map.figure = pair_map(z[kept], v[kept], view.points.iloc[kept].reset_index(drop=True), view.colour.value,
-                               view.lines.value, view.dash.chosen, f"{method} direction")
+    points, controls = view.points.iloc[kept].reset_index(drop=True), view.controls
+    view.map.figure = pair_map(z[kept], v[kept], points, controls.colour.value, controls.lines.value, view.dash.chosen,
+                               f"{method} direction")
     part = f" {len(kept):,} of {len(z):,} pairs are drawn." if len(kept) < len(z) else ""
     view.note.value = remark(PROJECTION_NOTES[method] + part)
 
@@ -158,6 +167,14 @@ def _reading_html(view: "PairsView", identity: str | None) -> str:
     return "<h3>Example</h3>" + missing("Click a point, or choose an example above, to read it here." if view.ids else
                                         "There are no features to see.")
 
+# %% ../../nbs/dashboards/16_pairs_view.ipynb #19e7286a
+def _draw_measures(view: "PairsView") -> None:
+    "Draw the stored measures of correlation, with what is to be said about them."
+    rows = correlation_rows(view.dash.run)
+    view.said.value = _correlation_notes(view.dash.run) if len(rows) else ""
+    view.measures.figure = forest(rows, "Correlation of Z and V", "measure (no unit)", mark="by chance",
+                                  reason="There is no mi.json with correlations in this run.")
+
 # %% ../../nbs/dashboards/16_pairs_view.ipynb #e565f6b5
 class PairsView(View):
     "Correlation of Z and V, a map of the pairs, and what is near an example in each."
@@ -165,24 +182,24 @@ class PairsView(View):
 
     def build(self) -> widgets.Widget:
         self.measures, self.heat, self.map = self.dash.plot(), self.dash.plot(), self.dash.plot(self.clicked)
+        self.reading, self.note, self.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.plane: tuple[Any, Any] = (None, None) # what was projected, and how it lies
-        return _build_pairs(self)
+        controls = self.controls = _Controls(self)
+        return stack(card(toolbar(*controls.of_map, controls.example), self.note),
+                     side(card(self.map), card(self.reading)),
+                     side(card(toolbar(*controls.of_heat), self.heat), card(self.measures, self.said)))
 
     def refresh(self) -> None:
-        run = self.dash.run
-        self.ids = [str(i) for i in run.features["ids"]]
+        self.ids = [str(i) for i in self.dash.run.features["ids"]]
         self.points, self.kept = _points_of(self.dash.examples, self.ids), sampled_rows(len(self.ids))
-        self.example.options = [("choose one", ""), *((self.ids[k][:40], self.ids[k]) for k in self.kept)]
-        rows = correlation_rows(run)
-        self.said.value = _correlation_notes(run) if len(rows) else ""
-        self.measures.figure = forest(rows, "Correlation of Z and V", "measure (no unit)", mark="by chance",
-                                      reason="There is no mi.json with correlations in this run.")
+        self.controls.offer([self.ids[k] for k in self.kept])
+        _draw_measures(self)
         self.draw_heat()
         self.chose(self.dash.chosen)
 
     def draw_heat(self) -> None:
         "Draw the correlations with the dimensions that are asked for."
-        self.heat.figure = heat_map(_heat_table(self.dash.run.features, self.top.value, self.cluster.value))
+        self.heat.figure = heat_map(_heat_table(self.dash.run.features, *(c.value for c in self.controls.of_heat)))
 
     def draw_map(self) -> None:
         "Draw the pairs."
@@ -197,5 +214,4 @@ class PairsView(View):
     def chose(self, identity: str | None) -> None:
         self.reading.value = _reading_html(self, identity)
         self.draw_map()
-        if identity in {value for _, value in self.example.options}:
-            self.example.value = identity
+        self.controls.choose(identity)

@@ -137,25 +137,34 @@ class PlaceView(View):
 PLAYGROUND_VIEWS: dict[str, type[View]] = {view.title: view for view in (AnswersView, PlaceView)}
 
 # %% ../../nbs/dashboards/34_playground.ipynb #f3227cd6
-def _build_form(dash: "StudentPlayground") -> list[widgets.Widget]:
-    "The head and the form."
-    dash.load = widgets.Button(description="Load the student", button_style="primary",
-                               tooltip="Read the student's weights into memory")
-    dash.example = widgets.Combobox(options=dash.examples["id"].tolist()[:500], placeholder="id of a test example",
-                                    description="Example", ensure_option=False)
-    dash.text = widgets.Textarea(placeholder="Type an input, or take an example and edit it", rows=4,
-                                 layout=widgets.Layout(width="100%"))
-    dash.text.add_class("cotmi-input")
-    dash.choices = widgets.Text(placeholder="label | label | …  (empty where the label is free)", description="Choices",
-                                layout=widgets.Layout(width="560px"))
-    dash.ask = widgets.Button(description="Ask", button_style="primary", disabled=True,
-                              tooltip="Let the student answer")
-    dash.example.observe(lambda change: dash.take(change["new"]), "value")
-    dash.load.on_click(lambda _: _start(dash, _load))
-    dash.ask.on_click(lambda _: _start(dash, _answer))
-    return [card(widgets.HTML(f"<h2>Playground: {esc(dash.run.title)}</h2>"),
-                 toolbar(dash.load, dash.state, dash.theme)),
-            card(toolbar(dash.example, dash.choices), dash.text, toolbar(dash.ask))]
+class _Form:
+    "What can be asked: an example to start from, its labels, the text, and the two buttons."
+    def __init__(self, ids: list[str]):
+        self.load = widgets.Button(description="Load the student", button_style="primary",
+                                   tooltip="Read the student's weights into memory")
+        self.example = widgets.Combobox(options=ids[:500], placeholder="id of a test example", description="Example",
+                                        ensure_option=False)
+        self.text = widgets.Textarea(placeholder="Type an input, or take an example and edit it", rows=4,
+                                     layout=widgets.Layout(width="100%"))
+        self.text.add_class("cotmi-input")
+        self.choices = widgets.Text(placeholder="label | label | …  (empty where the label is free)",
+                                    description="Choices", layout=widgets.Layout(width="560px"))
+        self.ask = widgets.Button(description="Ask", button_style="primary", disabled=True,
+                                  tooltip="Let the student answer")
+        self.card = card(toolbar(self.example, self.choices), self.text, toolbar(self.ask))
+
+    def fill(self, example: pd.Series) -> None:
+        "Put a test example into the form."
+        self.text.value, self.choices.value = example["input"], " | ".join(example["choices"])
+
+    @property
+    def labels(self) -> list[str]: return [c.strip() for c in self.choices.value.split("|") if c.strip()]
+
+# %% ../../nbs/dashboards/34_playground.ipynb #08d86bdd
+def _head(dash: "StudentPlayground") -> widgets.Widget:
+    "The title, and how far the student is."
+    return card(widgets.HTML(f"<h2>Playground: {esc(dash.run.title)}</h2>"),
+                toolbar(dash.form.load, dash.state, dash.theme))
 
 # %% ../../nbs/dashboards/34_playground.ipynb #ab80b9e4
 class StudentPlayground(Dashboard):
@@ -173,8 +182,11 @@ class StudentPlayground(Dashboard):
         self.original: pd.Series | None = None # the test example that was taken
         self.answers: pd.DataFrame | None = None # what `ask` gave
         self._thread: threading.Thread | None = None
-        form = _build_form(self)
-        self.put(*form, *(open_view(self, view) for view in PLAYGROUND_VIEWS.values()))
+        form = self.form = _Form(self.examples["id"].tolist())
+        form.example.observe(lambda change: self.take(change["new"]), "value")
+        form.load.on_click(lambda _: _start(self, _load))
+        form.ask.on_click(lambda _: _start(self, _answer))
+        self.put(_head(self), form.card, *(open_view(self, view) for view in PLAYGROUND_VIEWS.values()))
         self.state.value = quiet("No student is loaded: loading takes memory and some seconds.")
 
     def take(self, identity: str) -> None:
@@ -182,8 +194,7 @@ class StudentPlayground(Dashboard):
         rows = self.examples[self.examples["id"] == identity]
         if len(rows):
             self.original, self.answers = rows.iloc[0], None
-            self.text.value = self.original["input"]
-            self.choices.value = " | ".join(self.original["choices"])
+            self.form.fill(rows.iloc[0])
             self.refresh_all()
 
     def refresh_all(self) -> None:
@@ -202,12 +213,12 @@ def _start(dash: StudentPlayground, work: Callable[[StudentPlayground], None]) -
     if dash._thread and dash._thread.is_alive():
         return
     def guarded():
-        dash.load.disabled = dash.ask.disabled = True
+        dash.form.load.disabled = dash.form.ask.disabled = True
         try:
             work(dash)
         except (CotmiError, OSError, RuntimeError, ValueError) as fault:
             dash.state.value = f'<span class="cotmi-note bad">{esc(fault)}</span>'
-        dash.load.disabled, dash.ask.disabled = dash.student is not None, dash.student is None
+        dash.form.load.disabled, dash.form.ask.disabled = dash.student is not None, dash.student is None
     dash._thread = threading.Thread(target=guarded, daemon=True)
     dash._thread.start()
 
@@ -226,10 +237,10 @@ def _load(dash: StudentPlayground) -> None:
 # %% ../../nbs/dashboards/34_playground.ipynb #90cf4ee7
 def _answer(dash: StudentPlayground) -> None:
     "Answer what was typed, after the unedited example where there is one."
-    typed, original = dash.text.value.strip(), dash.original
+    typed, original = dash.form.text.value.strip(), dash.original
     if not typed:
         raise RunError("There is no input to ask. Type one, or take an example.")
-    choices = [c.strip() for c in dash.choices.value.split("|") if c.strip()]
+    choices = dash.form.labels
     asked = [(typed, choices)] if original is None else [(original["input"], list(original["choices"])),
                                                         (typed, choices)]
     dash.state.value = quiet("Answering…")

@@ -74,23 +74,24 @@ def newest_run(
     return max(runs, key=lambda run: max((p.stat().st_mtime for p in run.path.glob("*.json*")), default=0))
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #097404c9
-def _refresh_controls(dash: "RunDashboard") -> list[widgets.Widget]:
-    "The controls at the end of the row of tabs."
-    dash.update = widgets.Button(description="Refresh", tooltip="Read the run folder again")
-    dash.follow = widgets.Checkbox(value=False, description="Follow", indent=False, tooltip="Refresh every two seconds")
-    dash.update.on_click(lambda _: dash.refresh(always=True))
-    dash.follow.observe(lambda change: dash.follower.turn(change["new"]), "value")
-    return [dash.state, dash.follow, dash.update, dash.theme]
+def _reading_controls(dash: "RunDashboard") -> tuple[widgets.Button, widgets.Checkbox]:
+    "Read the run folder again: once, or every two seconds."
+    button = widgets.Button(description="Refresh", tooltip="Read the run folder again")
+    follow = widgets.Checkbox(value=False, description="Follow", indent=False, tooltip="Refresh every two seconds")
+    button.on_click(lambda _: dash.refresh(always=True))
+    follow.observe(lambda change: dash.follower.turn(change["new"]), "value")
+    return button, follow
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #ddc8e361
 def _refresh(dash: "RunDashboard", always: bool) -> bool:
     "Read what has changed and show it."
-    changed = dash.run.refresh()
-    if changed or always:
-        dash._examples = None
-        dash.header.value = header_html(dash.run)
-        dash.refresh_views()
-    return changed
+    with dash._lock:
+        changed = dash.run.refresh()
+        if changed or always:
+            dash._examples = None
+            dash.header.value = header_html(dash.run)
+            dash.refresh_views()
+        return changed
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
 class RunDashboard(Dashboard):
@@ -106,8 +107,9 @@ class RunDashboard(Dashboard):
         self.run = newest_run() if run is None else run if isinstance(run, Run) else Run(run)
         super().__init__(theme)
         self._examples, self.header = None, widgets.HTML(header_html(self.run))
-        tabs = RUN_VIEWS.values() if views is None else views
-        self.pages = pages_of(self, tabs, "Views of the run", *_refresh_controls(self))
+        self.update, self.follow = _reading_controls(self)
+        controls = self.state, self.follow, self.update, self.theme
+        self.pages = pages_of(self, views or RUN_VIEWS.values(), "Views of the run", *controls)
         self.put(card(self.header), self.pages)
         self.follow.value = self.run.status == "running" if follow is None else follow
 
@@ -120,8 +122,7 @@ class RunDashboard(Dashboard):
 
     def refresh(self, always: bool = False) -> bool:
         "Show what has changed on disk, or all if `always`; filters, tabs and the chosen example stay."
-        with self._lock:
-            return _refresh(self, always)
+        return _refresh(self, always)
 
     def was_drawn(self) -> None:
         "Get ready what the other views need, once and in the background."

@@ -47,9 +47,10 @@ class Table(anywidget.AnyWidget):
         size: int = 15, # Rows a page
         label: str = "Examples", # What a screen reader calls the table
     ):
-        self.size, self.on_select, self.all, self.reason = size, on_select, 0, ""
-        self.given = self.rows = None # the rows as they were given, and in the order that is shown
-        self.page, self.sort, self.descending, self.selected = 0, None, False, None
+        self.size, self.on_select, self.all, self.reason = size, on_select or (lambda _: None), 0, ""
+        self.given = self.rows = pd.DataFrame({"id": []}) # as they were given, and in the order that is shown
+        self.page, self.sort, self.descending = 0, None, False
+        self.selected: str | None = None # id of the marked row
         made = [dict(key=k, label=t, kind=check_choice("kind", kind, KINDS), width=w) for k, t, kind, w in columns]
         super().__init__(columns=made, label=label, _view=dict(rows=[], total=0, all=0, page=0, size=size, reason=""))
         self.on_msg(lambda _, message, __: _answer(self, message.get("event"), message.get("value")))
@@ -71,8 +72,7 @@ class Table(anywidget.AnyWidget):
     ) -> None:
         "Mark a row, turn to its page if asked, and tell whoever listens."
         _mark(self, str(identity), turn)
-        if self.on_select:
-            self.on_select(self.selected)
+        self.on_select(str(identity))
 
 # %% ../../nbs/dashboards/11_table.ipynb #edab0667
 def _arrange(table: Table) -> None:
@@ -97,8 +97,6 @@ def _send_page(table: Table) -> None:
 def _mark(table: Table, identity: str, turn: bool) -> None:
     "Mark a row and send its page, or the current one."
     table.selected = identity
-    if table.rows is None:
-        return
     places = (table.rows["id"].astype(str) == identity).to_numpy().nonzero()[0] if turn else ()
     if len(places):
         table.page = int(places[0]) // table.size
@@ -107,8 +105,6 @@ def _mark(table: Table, identity: str, turn: bool) -> None:
 # %% ../../nbs/dashboards/11_table.ipynb #86e5d5a4
 def _answer(table: Table, event: str, value: Any) -> None:
     "What the page asked for."
-    if table.rows is None:
-        return
     if event == "select":
         table.choose(value)
     elif event == "sort":
