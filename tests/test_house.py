@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import requires
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -197,8 +197,22 @@ else:
 
 
 def test_help_is_quick():
-    code = "import sys, cotmi.cli; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    heavy = "assert not {'torch', 'transformers', 'datasets', 'plotly', 'ipywidgets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import sys, cotmi.cli; {heavy}"], check=True)
+    code = "from cotmi.cli import main; import contextlib\nwith contextlib.suppress(SystemExit): main(['list'])"
+    subprocess.run([sys.executable, "-c", f"import sys; {code}\n{heavy}"], check=True, capture_output=True)
+
+
+def test_default_names_are_names_of_the_records():
+    "A configuration does not look the default of a choice up, since that takes seconds: so it is looked up here."
+    from cotmi.training.run_config import RunConfig, _fields
+
+    chosen = {name: f for name, f in _fields().items() if f.metadata["names"]}
+    assert set(chosen) == {"method", "objective", "features", "critic"}
+    for name, declared in chosen.items():
+        assert declared.default in list(declared.metadata["names"]()), name
+        for other in declared.metadata["names"]():
+            assert getattr(RunConfig(**{"objective": "infonce", name: other}), name) == other
 
 
 def test_every_dependency_is_pinned():
@@ -206,7 +220,9 @@ def test_every_dependency_is_pinned():
     pinned = {re.split(r"==", x)[0].lower().replace("_", "-") for x in lines}
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; python_version >= \"3\.\d+\")?", x) for x in lines)
     assert "torch==2.13.0" in lines and "cotmi" not in pinned
-    names = {re.match(r"[\w.-]+", d)[0].lower().replace("_", "-") for d in requires("cotmi")} - {"cotmi"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.match(r"[\w.-]+", d)[0].lower().replace("_", "-") for d in wanted} - {"cotmi"}
     assert names <= pinned, f"not in constraints.txt: {sorted(names - pinned)}"
 
 

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+USED = ("dashboards", "notebooks", "embeddings", "trackers")  # extras of users; dev is for the checks
 MODULES = sorted(p for p in (ROOT / "cotmi").rglob("*.py") if p.name != "_modidx.py")
 # Installed for what they do, not for what is imported from them.
 UNSEEN = {"accelerate": "the trainer of transformers runs on it", "sentencepiece": "tokenizers of the hub's T5",
@@ -47,7 +48,7 @@ def test_every_import_is_a_declared_dependency_and_the_other_way_round():
         allowed = hard | shown | names(EXTRAS["embeddings"])
         lacking = imported(path) - allowed
         assert not lacking, f"{path.name} imports {sorted(lacking)}, which nothing declares"
-    declared = hard | set().union(*(names(EXTRAS[e]) for e in ("dashboards", "notebooks", "embeddings", "trackers")))
+    declared = hard.union(*(names(EXTRAS[e]) for e in USED))
     assert not (idle := declared - everywhere - set(UNSEEN)), f"declared, but nothing imports {sorted(idle)}"
     assert set(UNSEEN) <= declared
 
@@ -56,8 +57,7 @@ def test_floors_are_those_that_are_tested():
     "Each floor of pyproject.toml is the version in constraints-lowest.txt, which is installed and tested as one set."
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     lowest = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    runtime = [*PROJECT["dependencies"], *(r for e in ("dashboards", "notebooks", "embeddings", "trackers")
-                                           for r in EXTRAS[e])]
+    runtime = [*PROJECT["dependencies"], *(requirement for extra in USED for requirement in EXTRAS[extra])]
     floors = dict(r.split(">=") for r in runtime)
     for name, floor in floors.items():
         parts = lowest[name].split(".")
