@@ -35,8 +35,6 @@ if TYPE_CHECKING: # importing it takes seconds, and most readers of a configurat
 # %% ../../nbs/training/04_run_config.ipynb #04a49f83
 def _methods() -> Iterable[str]:
     "The names of the methods."
-    from cotmi.students.methods import METHODS  # late: brings transformers
-
     return METHODS
 
 def _objectives() -> Iterable[str]:
