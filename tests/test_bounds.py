@@ -248,7 +248,7 @@ def test_log_mean_of_equal_scores():
 def test_unusable_critics():
     with pytest.raises(EstimationError, match="at least one hidden layer"):
         get_critic("concat").make(2, 2, hidden=())
-    with pytest.raises(EstimationError, match="allowed are bilinear, separable, concat"):
+    with pytest.raises(EstimationError, match="allowed are separable, bilinear, concat"):
         get_critic("x")
     with pytest.raises(EstimationError, match="or a callable"):
         get_critic(get_critic("bilinear").make(2, 2)) # a critic that is made already
@@ -294,7 +294,7 @@ def test_what_cannot_be_imported_is_said(own_module, name, message):
 def test_an_imported_object_must_be_what_is_asked_for(own_module):
     with pytest.raises(EstimationError, match="a Bound of your own"):
         get_bound("own_critics:plain")
-    with pytest.raises(EstimationError, match="allowed are bilinear"):
+    with pytest.raises(EstimationError, match="allowed are separable"):
         get_critic("math:pi")
 
 

@@ -23,7 +23,7 @@ HARD = np.random.default_rng(0).random(N) # how hard each example is, for every 
 
 def make_run(folder, dataset, method, seed, rate, ids=None, status="complete", metrics=(), **config):
     "A run folder whose student gets each example right if it is easy enough, with some chance of its own."
-    stream = np.random.default_rng([METHODS.index(method), seed, *map(ord, dataset)])
+    stream = np.random.default_rng([[*METHODS].index(method), seed, *map(ord, dataset)])
     right = HARD + stream.normal(0, 0.15, N) + stream.normal(0, 0.01) < rate
     values = {"dataset": dataset, "method": method, "student": "builtin:tiny", "seed": seed, "max_steps": 100,
               "objective": "paper-masked", "beta": 0.1, "eval_batch_size": 64, **config}

@@ -177,7 +177,7 @@ def test_bad_input():
         estimate_mi(z[None], v)
     with pytest.raises(EstimationError, match="Did you mean 'infonce'"):
         estimate_mi(z, v, "infonec")
-    with pytest.raises(EstimationError, match="allowed are bilinear"):
+    with pytest.raises(EstimationError, match="allowed are separable"):
         estimate_mi(z, v, critic="mlp", steps=1)
     with pytest.raises(EstimationError, match="at least 2 folds"):
         estimate_mi(z, v, folds=1)
