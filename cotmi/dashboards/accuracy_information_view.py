@@ -31,7 +31,7 @@ def rank_sentence(
     table: pd.DataFrame, # A row per run with mi and accuracy
 ) -> str: # Plain text; empty where there are fewer than three runs or nothing differs
     "Spearman's rank correlation of information and accuracy, with what it is worth."
-    if len(table) < 3 or table["mi"].nunique() < 2 or table["accuracy"].nunique() < 2:
+    if len(table) < 3 or any(table[side].nunique() < 2 for side in ("mi", "accuracy")):
         return ""
     r = float(np.corrcoef(table["mi"].rank(), table["accuracy"].rank())[0, 1])
     return (f"Spearman's rank correlation over {len(table)} runs: {r:.2f}. Runs are few and differ in more than "

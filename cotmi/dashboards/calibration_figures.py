@@ -20,7 +20,8 @@ def _confident(predictions: pd.DataFrame) -> pd.DataFrame:
     "The rows that have both a confidence and a verdict."
     if not {"confidence", "correct"} <= set(predictions.columns):
         return pd.DataFrame({"confidence": [], "correct": []})
-    return predictions[["confidence", "correct"]].apply(pd.to_numeric, errors="coerce").astype(float).dropna()
+    rows = predictions.loc[:, ["confidence", "correct"]]
+    return rows.apply(pd.to_numeric, errors="coerce").astype(float).dropna()
 
 def _wilson(table: pd.DataFrame) -> np.ndarray:
     "[bins, 2] Wilson's 95 % interval of each bin's accuracy."
@@ -82,7 +83,7 @@ def confidence_histogram(
     edges = np.linspace(0, 1, bins + 1)
     traces = [go.Bar(x=(edges[:-1] + edges[1:]) / 2,
                      y=np.histogram(rows["confidence"][rows["correct"] == flag], edges)[0],
-                     width=1 / bins, name=f"{name}: {int((rows['correct'] == flag).sum()):,}",
+                     width=1 / bins, name=f"{name}: {np.count_nonzero(rows['correct'] == flag):,}",
                      marker=dict(color=colour, line_width=0),
                      hovertemplate="confidence %{x:.2f}<br>%{y:,} examples " + name + "<extra></extra>")
               for flag, name, colour in ((1, "right", PALETTE["blue"]), (0, "wrong", PALETTE["vermilion"]))]
@@ -90,7 +91,7 @@ def confidence_histogram(
                       barmode="stack", height=340, xaxis_range=[0, 1])
 
 # %% ../../nbs/dashboards/04_calibration_figures.ipynb #5309d142
-def _risk_line(order: pd.Series, correct: pd.Series, name: str, colour: str, dash: str) -> go.Scatter:
+def _risk_line(order: np.ndarray, correct: np.ndarray, name: str, colour: str, dash: str) -> go.Scatter:
     "Risk over coverage when examples are answered from the highest `order` down, thinned to 400 points."
     from cotmi.evaluation.calibration import area_under_risk_coverage, risk_coverage  # torch
 
@@ -108,7 +109,7 @@ def risk_coverage_curve(
     rows = _confident(predictions)
     if not len(rows):
         return empty_figure("Risk and coverage", _NO_CONFIDENCE, 340)
-    confidence, correct = rows["confidence"].clip(0, 1), rows["correct"]
+    confidence, correct = rows["confidence"].clip(0, 1).to_numpy(), rows["correct"].to_numpy()
     traces = [_risk_line(confidence, correct, "student", PALETTE["blue"], "solid"),
               _risk_line(correct, correct, "best order", PALETTE["grey"], "dot")]
     figure = new_figure(traces, "Risk and coverage", "coverage (% of examples answered)",

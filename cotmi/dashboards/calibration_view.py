@@ -50,7 +50,7 @@ class CalibrationView(View):
 
     def refresh(self) -> None:
         rows = self.dash.examples[["confidence", "correct"]]
-        self.reliability.figure = reliability_diagram(rows, self.bins.value, self.kind.value)
+        self.reliability.figure = reliability_diagram(rows, self.bins.value, str(self.kind.value))
         self.histogram.figure = confidence_histogram(rows)
         self.coverage.figure = risk_coverage_curve(rows)
         self.words.value = "<h3>Recorded with the run</h3>" + calibration_table(self.dash.run)

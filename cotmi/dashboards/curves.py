@@ -12,13 +12,14 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 
 from ..core import EstimationError
 from .figures import COLOURS, PALETTE, TERMS, empty_figure, new_figure, reference_line, safe
 
 # %% ../../nbs/dashboards/01_curves.ipynb #e5e79f68
 def smooth(
-    values: Sequence[float], # [n] values in order; NaN where there is none
+    values: ArrayLike, # [n] values in order; NaN where there is none
     weight: float, # 0 (none) to just below 1
 ) -> np.ndarray: # [n] the average so far
     "Exponential moving average, corrected for its start; NaN is skipped."
@@ -31,9 +32,9 @@ def _column(history: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]
     "Steps and values of a column, without the rows that lack it."
     if column not in history or "step" not in history:
         return np.array([]), np.array([])
-    values = pd.to_numeric(history[column], errors="coerce")
-    kept = np.isfinite(values.to_numpy(dtype=float))
-    return history["step"].to_numpy()[kept], values.to_numpy(dtype=float)[kept]
+    values = np.asarray(pd.to_numeric(history[column], errors="coerce"), dtype=float)
+    kept = np.isfinite(values)
+    return history["step"].to_numpy()[kept], values[kept]
 
 # %% ../../nbs/dashboards/01_curves.ipynb #367d4bed
 def _curve(history: pd.DataFrame, column: str, name: str, colour: str, smoothing: float, digits: str = ".4g") -> list:

@@ -33,7 +33,7 @@ class CurvesView(View):
         return stack(card(toolbar(self.quantity, self.smoothing)), card(self.curves))
 
     def refresh(self) -> None:
-        column, unit, digits = _QUANTITIES[self.quantity.value]
+        column, unit, digits = _QUANTITIES[str(self.quantity.value)]
         groups: dict[str, list[pd.DataFrame]] = {}
         for run in self.dash.selected:
             groups.setdefault(self.dash.names[run.path], []).append(run.history)

@@ -26,7 +26,7 @@ def row_counts(
     "Rows used and dropped by kind, for each split."
     counts = pd.DataFrame([{"used": s.used, **s.dropped, **({"left out": s.left_out} if s.left_out else {})}
                            for s in report.splits.values()], index=list(report.splits)).fillna(0)
-    return counts[["used", *sorted(c for c in counts if c != "used")]]
+    return counts.loc[:, ["used", *sorted(c for c in counts if c != "used")]]
 
 def _counted(problems: dict[str, int]) -> str: return ", ".join(f"{k} {n}" for k, n in problems.items()) or "none"
 

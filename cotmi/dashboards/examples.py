@@ -42,13 +42,15 @@ def examples_of(
     "The predictions with every expected column, whatever an old or foreign file holds."
     stored = run.predictions
     absent = pd.Series([None] * len(stored), dtype=object)
-    columns: dict[str, Any] = {name: _texts(stored.get(name, absent)) for name in _TEXTS}
+    every = (*_TEXTS, *_FLAGS, *_NUMBERS, *_LISTS)
+    given: dict[str, Any] = {name: stored[name] if name in stored else absent for name in every}
+    columns: dict[str, Any] = {name: _texts(given[name]) for name in _TEXTS}
     if "id" not in stored:
         columns["id"] = [str(i) for i in range(len(stored))]
     for names, read in ((_FLAGS, _flags), (_LISTS, _lists)):
-        columns |= {name: pd.Series(read(stored.get(name, absent)), dtype=object) for name in names}
+        columns |= {name: pd.Series(read(given[name]), dtype=object) for name in names}
     for name in _NUMBERS:
-        columns[name] = pd.to_numeric(stored.get(name, absent), errors="coerce").to_numpy(dtype=float)
+        columns[name] = np.asarray(pd.to_numeric(given[name], errors="coerce"), dtype=float)
     return pd.DataFrame(columns)
 
 # %% ../../nbs/dashboards/12_examples.ipynb #7f670b6a
@@ -80,7 +82,7 @@ def filter_examples(
         texts = searchable(examples) if texts is None else texts
         for word in search.lower().split():
             kept &= np.array([word in text for text in texts], dtype=bool) if len(texts) else kept
-    return examples[kept]
+    return examples.loc[kept]
 
 # %% ../../nbs/dashboards/12_examples.ipynb #e9b12183
 _VERDICTS = {True: ("ok", "faithful", "The rationale leads to the label that the student gave."),

@@ -119,7 +119,7 @@ def reference_line(
     "Draw a dashed line with its name."
     if value is not None and math.isfinite(value):
         add = figure.add_hline if axis == "h" else figure.add_vline
-        where = dict(y=value) if axis == "h" else dict(x=value)
+        where: dict[str, Any] = {"y": value} if axis == "h" else {"x": value}
         add(**where, line=dict(color=PALETTE["grey"], width=1.2, dash="dash"),
             annotation=dict(text=safe(name), font=dict(size=10, color=PALETTE["grey"])),
             annotation_position="top left" if axis == "h" else "top")

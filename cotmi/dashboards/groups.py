@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core import Interval
 from .figures import COLOURS, METHOD_COLOURS
 from .words import method_name
 from ..runs.grouping import group_runs, over_seeds
@@ -51,17 +52,15 @@ def group_colours(
     return colours
 
 # %% ../../nbs/dashboards/23_groups.ipynb #5a3aa530
-def _seed_mean_row(name: str, members: list[Run], metric: str) -> dict:
+def _seed_mean_row(name: str, mean: Interval, values: list[float]) -> dict:
     "The mean of a group, with Student's interval over seeds."
-    mean = over_seeds(members, metric)
-    agree = len({run.interval(metric).value for run in members}) == 1
-    return {"label": f"{name}: mean of {len(members)}", "value": mean.value, "low": mean.low, "high": mean.high,
+    agree = len(set(values)) == 1
+    return {"label": f"{name}: mean of {len(values)}", "value": mean.value, "low": mean.low, "high": mean.high,
             "hollow": False, "note": "all seeds agree" if agree else "interval over seeds"}
 
 # %% ../../nbs/dashboards/23_groups.ipynb #17e6b6e8
-def _run_row(name: str, run: Run, metric: str, hollow: bool) -> dict:
+def _run_row(name: str, run: Run, value: Interval, hollow: bool) -> dict:
     "A run, with its interval over test examples."
-    value = run.interval(metric)
     return {"label": f"{name}, seed {run.config.get('seed', '?')}", "value": value.value, "low": value.low,
             "high": value.high, "hollow": hollow, "note": f"{run.id}: interval over test examples"}
 
@@ -73,14 +72,15 @@ def forest_rows(
     colours: Mapping[str, str], # Group to colour
 ) -> pd.DataFrame: # Rows for `forest`
     "A metric of every run, and the mean of every group with several seeds."
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[tuple[Run, Interval]]] = {}
     for run in runs:
-        if run.interval(metric):
-            groups.setdefault(names[run.path], []).append(run)
+        if (value := run.interval(metric)) is not None:
+            groups.setdefault(names[run.path], []).append((run, value))
     rows = []
     for name, members in groups.items():
         several = len(members) > 1
-        made = [_seed_mean_row(name, members, metric)] if several else []
-        made += [_run_row(name, run, metric, several) for run in members]
+        mean = over_seeds([run for run, _ in members], metric) if several else None
+        made = [_seed_mean_row(name, mean, [value.value for _, value in members])] if mean is not None else []
+        made += [_run_row(name, run, value, several) for run, value in members]
         rows += [row | {"colour": colours.get(name)} for row in made]
     return pd.DataFrame(rows)

@@ -18,13 +18,15 @@ def _points(rows: pd.DataFrame, shown: str) -> go.Scatter:
     "The values with their intervals; an open circle where `hollow` says so."
     colours = list(rows["colour"] if "colour" in rows else [PALETTE["blue"]] * len(rows))
     notes = rows["note"] if "note" in rows else [""] * len(rows)
+    hollow = rows["hollow"] if "hollow" in rows else [False] * len(rows)
     return go.Scatter(
         x=rows["value"], y=list(range(len(rows))), mode="markers", showlegend=False,
         marker=dict(size=9, color=colours, line=dict(width=1, color=colours),
-                    symbol=["circle-open" if h else "circle" for h in rows.get("hollow", [False] * len(rows))]),
+                    symbol=["circle-open" if h else "circle" for h in hollow]),
         error_x=dict(type="data", array=list(rows["high"] - rows["value"]), thickness=1.6, width=4,
                      arrayminus=list(rows["value"] - rows["low"]), color=PALETTE["grey"]),
-        customdata=[[safe(r.label), r.low, r.high, safe(n, 60)] for r, n in zip(rows.itertuples(), notes, strict=True)],
+        customdata=[[safe(label), low, high, safe(note, 60)] for label, low, high, note in zip(
+            rows["label"], rows["low"], rows["high"], notes, strict=True)],
         hovertemplate=f"<b>%{{customdata[0]}}</b><br>%{{x:{shown}}} [%{{customdata[1]:{shown}}}, "
                       f"%{{customdata[2]:{shown}}}]<br>%{{customdata[3]}}<extra></extra>")
 
@@ -81,7 +83,7 @@ def mi_against_accuracy(
     rows = runs.dropna(subset=["mi", "accuracy"]) if {"mi", "accuracy"} <= set(runs.columns) else runs.iloc[:0]
     if not len(rows):
         return empty_figure(title, "None of the chosen runs has both a held-out estimate and a test accuracy.", 360)
-    traces = [_run_points(part, method, METHOD_COLOURS.get(method, COLOURS[i % len(COLOURS)]))
+    traces = [_run_points(part, str(method), METHOD_COLOURS.get(str(method), COLOURS[i % len(COLOURS)]))
               for i, (method, part) in enumerate(rows.groupby("method", sort=False))]
     return new_figure(traces, title, "held-out Î(Z;V) (nats)", "test accuracy (% of examples)", height=360,
                       yaxis_tickformat=".0%", showlegend=True)

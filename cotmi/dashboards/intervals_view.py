@@ -41,7 +41,7 @@ class IntervalsView(View):
                                       "accuracy (% of examples)", ".0%",
                                       {"majority": majority.pop()} if len(majority) == 1 else {},
                                       reason="None of the chosen runs has a test accuracy yet.")
-        metric = get_metric(self.other.value)
+        metric = get_metric(str(self.other.value))
         self.second.figure = forest(forest_rows(runs, metric.key, names, colours),
                                     metric.name[:1].upper() + metric.name[1:], metric.heading if metric.unit else
                                     f"{metric.heading} (no unit)", ".1%" if metric.unit == "%" else "",

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ipywidgets as widgets
 from IPython import get_ipython
@@ -65,7 +65,7 @@ class _Panel(widgets.VBox):
         for plot, figure in zip(self.plots, figures, strict=True):
             plot.figure = figure
         self.progress.max, self.progress.value = max(steps, 1), step
-        last = history["loss"].dropna().iloc[-1] if "loss" in history and history["loss"].notna().any() else None
+        last = history["loss"].dropna().iloc[-1] if "loss" in history and bool(history["loss"].notna().any()) else None
         loss = f", loss {last:.4g} nats" if last is not None else ""
         self.said.value = esc(f"{word}: step {step:,} of {steps:,}{loss}")
 
@@ -97,16 +97,17 @@ class LiveMonitor(TrainerCallback):
         if self.panel:
             self.panel.end("Stopping…")
 
-    def open(self, run: Run, state: Any) -> None:
+    def open(self, run: Run, state: Any) -> _Panel:
         "Build the panel for a training."
         self.panel = _Panel(run, self.theme, self.stop)
         self.panel.update(state.global_step, state.max_steps)
+        return self.panel
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.asked, self.panel = False, None
         if state.is_world_process_zero and (has_front_end() if self.show is None else self.show):
-            self.open(Run(Path(args.output_dir).parent), state) # checkpoints/ lies in the run folder
-            _display(self.panel)
+            checkpoints = Path(cast(str, args.output_dir)) # lies in the run folder
+            _display(self.open(Run(checkpoints.parent), state))
 
     def on_log(self, args, state, control, **kwargs):
         if self.panel is not None and time.monotonic() - self.panel.shown >= self.every:

@@ -59,8 +59,8 @@ def key_values(
     pairs: Mapping[str, Any] | Iterable[tuple[str, Any]], # Name to value, plain text
 ) -> str: # HTML
     "Two columns: names and values."
-    pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
-    return '<div class="cotmi-kv">' + "".join(f"<div>{esc(k)}</div><div>{esc(v)}</div>" for k, v in pairs) + "</div>"
+    named = pairs.items() if isinstance(pairs, Mapping) else pairs
+    return '<div class="cotmi-kv">' + "".join(f"<div>{esc(k)}</div><div>{esc(v)}</div>" for k, v in named) + "</div>"
 
 # %% ../../nbs/dashboards/08_markup.ipynb #24fdb6b9
 def plain_table(

@@ -121,8 +121,8 @@ class OutcomesView(View):
     def show(self) -> None:
         "Show the examples with the chosen outcome."
         both = zip(self.pairs["correct_a"], self.pairs["correct_b"], strict=True)
-        kept = np.array([pair == OUTCOMES[self.choice.outcome.value] for pair in both], dtype=bool)
-        self.table.show(self.pairs[kept], len(self.pairs), "There is no such example.")
+        kept = np.array([pair == OUTCOMES[str(self.choice.outcome.value)] for pair in both], dtype=bool)
+        self.table.show(self.pairs.loc[kept], len(self.pairs), "There is no such example.")
         self.detail.value = "<h3>Example</h3>" + missing("Choose a row to read it here.")
 
     def read(self, identity: str) -> None:

@@ -71,8 +71,8 @@ def _ring(z: np.ndarray, v: np.ndarray) -> go.Scatter:
 # %% ../../nbs/dashboards/03_pair_figures.ipynb #75a9a678
 def _hover_texts(examples: pd.DataFrame) -> list[list[str]]:
     "For each example its id, and id, gold label and answer as text that can be shown."
-    blank = pd.Series([""] * len(examples))
-    asked, said = examples.get("gold_label", blank), examples.get("predicted_label", blank)
+    blank = [""] * len(examples)
+    asked, said = (examples[c] if c in examples else blank for c in ("gold_label", "predicted_label"))
     return [[str(i), safe(i, 40, 1), safe(g, 40, 1), safe(p, 40, 1)]
             for i, g, p in zip(examples["id"], asked, said, strict=True)]
 

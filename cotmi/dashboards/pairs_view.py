@@ -109,7 +109,7 @@ def _heat_table(features: Mapping[str, Any], top: int, cluster: bool) -> pd.Data
         return pd.DataFrame()
     words = [str(n).replace("Ġ", "▁") for n in features["names"]] # one sign for a space, whatever the tokenizer
     names = [words if len(words) == features[side].shape[1] else None for side in ("z", "v")]
-    return cross_correlation(features["z"], features["v"], *names, top, cluster)
+    return cross_correlation(features["z"], features["v"], *names, top=top, cluster=cluster)
 
 def _points_of(examples: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
     "The examples of the features, in their order; unknown ones have only an id."
@@ -144,7 +144,7 @@ class _Controls:
 # %% ../../nbs/dashboards/16_pairs_view.ipynb #4785a572
 def _draw_map(view: "PairsView") -> None:
     "Project the features where the projection is new, and draw a sample of the pairs."
-    features, method = view.dash.run.features, view.controls.method.value
+    features, method = view.dash.run.features, str(view.controls.method.value)
     if view.plane[0] != (id(features["z"]), method):
         view.plane = (id(features["z"]), method), _projected(features, method)
     if view.plane[1] is None:
@@ -154,8 +154,8 @@ def _draw_map(view: "PairsView") -> None:
         return
     (z, v), kept = view.plane[1], view.kept
     points, controls = view.points.iloc[kept].reset_index(drop=True), view.controls
-    view.map.figure = pair_map(z[kept], v[kept], points, controls.colour.value, controls.lines.value, view.dash.chosen,
-                               f"{method} direction")
+    view.map.figure = pair_map(z[kept], v[kept], points, str(controls.colour.value), controls.lines.value,
+                               view.dash.chosen, f"{method} direction")
     part = f" {len(kept):,} of {len(z):,} pairs are drawn." if len(kept) < len(z) else ""
     view.note.value = remark(PROJECTION_NOTES[method] + part)
 

@@ -98,14 +98,14 @@ def _add_pairs(figure: go.Figure, z: np.ndarray, v: np.ndarray) -> go.Figure:
     return figure
 
 # %% ../../nbs/dashboards/34_playground.ipynb #60fdd74a
-def _place_figure(dash: "StudentPlayground") -> go.Figure | str:
+def _place_figure(dash: "StudentPlayground", answers: pd.DataFrame) -> go.Figure | str:
     "Where Z and V of the answered inputs fall; what is missing, where they cannot be placed."
     stored = dash.run.features
     try:
         plane = fit_plane(stored["z"], stored["v"], "canonical")
     except EstimationError:
         return "This run saved no features to compare with."
-    own = features_of(dash.student, dash.config, dash.answers, stored["names"])
+    own = features_of(dash.student, dash.config, answers, stored["names"])
     if own is None:
         return "The stored dimensions cannot be found in this student."
     kept = sampled_rows(len(stored["z"]), 400)
@@ -126,7 +126,7 @@ class PlaceView(View):
 
     def refresh(self) -> None:
         reason = "Where Z and V of the answered inputs fall is shown here."
-        made = reason if self.dash.answers is None else _place_figure(self.dash)
+        made = reason if self.dash.answers is None else _place_figure(self.dash, self.dash.answers)
         drawn = isinstance(made, go.Figure)
         self.map.figure = made if drawn else empty_figure("Z and V", made, 260)
         self.note.value = remark("Small: test examples, with gold label and teacher's rationale as targets. Large: the "

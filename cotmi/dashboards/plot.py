@@ -45,7 +45,7 @@ def _plotly_source() -> PlotlySource:
 # %% ../../nbs/dashboards/10_plot.ipynb #6a010627
 def _figure_json(figure: go.Figure) -> str:
     "A figure without its template."
-    made = json.loads(figure.to_json()) # plotly's own encoder knows arrays, dates and NaN
+    made = json.loads(str(figure.to_json())) # plotly's own encoder knows arrays, dates and NaN
     made["layout"].pop("template", None)
     return json.dumps(made)
 

@@ -69,7 +69,7 @@ class RationalesView(View):
         examples = self.dash.examples
         reason = "No example passes these filters." if len(examples) else \
             "There is no predictions.parquet in this run: the test split has not been evaluated yet."
-        self.table.show(filter_examples(examples, *self.filters.values, self._texts), len(examples), reason)
+        self.table.show(filter_examples(examples, *self.filters.values, texts=self._texts), len(examples), reason)
 
     def chose(self, identity: str | None) -> None:
         if identity is not None and self.table.selected != identity:

@@ -44,13 +44,13 @@ def tiles_of(
 # %% ../../nbs/dashboards/21_run_header.ipynb #0ad62c51
 def _references(run: Run) -> list[tuple[str, Interval, str]]:
     "Name, accuracy and colour of what the run's accuracy is to be held against."
-    rows = [(name, run.interval(key), colour) for name, key, colour in (
+    own = [(name, accuracy, colour) for name, key, colour in (
         ("this student", "test/accuracy", "var(--cotmi-good)"),
         ("teacher", "test/teacher_accuracy", PALETTE["green"]),
-        ("majority label", "test/majority_accuracy", PALETTE["grey"]))]
+        ("majority label", "test/majority_accuracy", PALETTE["grey"])) if (accuracy := run.interval(key)) is not None]
     published = [(f"published {p.method}, {p.student}", Interval(p.accuracy / 100, np.nan, np.nan), PALETTE["orange"])
                  for p in PUBLISHED if (p.dataset, p.method) == (run.config.get("dataset"), run.config.get("method"))]
-    return [row for row in rows if row[1]] + published
+    return own + published
 
 def _place(share: float) -> str: return f"{100 * min(max(share, 0), 1):.2f}%"
 

@@ -97,7 +97,7 @@ def _send_page(table: Table) -> None:
 def _mark(table: Table, identity: str, turn: bool) -> None:
     "Mark a row and send its page, or the current one."
     table.selected = identity
-    places = (table.rows["id"].astype(str) == identity).to_numpy().nonzero()[0] if turn else ()
+    places = (table.rows["id"].astype(str) == identity).to_numpy().nonzero()[0] if turn else []
     if len(places):
         table.page = int(places[0]) // table.size
     _send_page(table)

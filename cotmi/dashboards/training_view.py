@@ -23,15 +23,17 @@ def ceilings_of(
 ) -> dict[str, float]: # Bound name to its ceiling in nats
     "The ceilings that the batch size sets to the estimates made while training."
     batch = run.config.get("batch_size")
-    known = isinstance(batch, (int, float)) and batch > 0
-    return {name: float(np.log(batch)) for name in _CAPPED} if known else {}
+    if isinstance(batch, (int, float)) and batch > 0:
+        return {name: float(np.log(batch)) for name in _CAPPED}
+    return {}
 
 # %% ../../nbs/dashboards/14_training_view.ipynb #ca99e69e
 def _best_step(history: pd.DataFrame) -> int | None:
     "The step of the best valid accuracy so far."
-    if "valid/accuracy" not in history or history["valid/accuracy"].isna().all():
+    if "valid/accuracy" not in history or bool(history["valid/accuracy"].isna().all()):
         return None
-    return int(history.loc[pd.to_numeric(history["valid/accuracy"], errors="coerce").idxmax(), "step"])
+    accuracy = np.asarray(pd.to_numeric(history["valid/accuracy"], errors="coerce"), dtype=float)
+    return int(history["step"].iloc[np.nanargmax(accuracy)])
 
 # %% ../../nbs/dashboards/14_training_view.ipynb #71efb022
 _SERIES = (("lr", "Learning rate", "learning rate (no unit)", False),

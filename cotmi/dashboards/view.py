@@ -111,11 +111,11 @@ class Dashboard(widgets.VBox):
     def put(self, *parts: widgets.Widget) -> None:
         "Show parts from top to bottom."
         self.children = board(parts)
-        set_theme(self, self.theme.value, self.plots)
+        set_theme(self, str(self.theme.value), self.plots)
 
     def plot(self, on_click: Callable[[dict], None] | None = None) -> Plot:
         "A plot that follows the theme; `on_click` takes a message whose `custom` is a clicked point's data."
-        self.plots.append(Plot(None, on_click, self.was_drawn, self.theme.value))
+        self.plots.append(Plot(None, on_click, self.was_drawn, str(self.theme.value)))
         return self.plots[-1]
 
     def was_drawn(self) -> None:

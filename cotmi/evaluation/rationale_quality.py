@@ -21,7 +21,8 @@ import httpx
 import numpy as np
 import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from ..core import EstimationError, Interval, bootstrap_interval
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..core import EstimationError
+from ..core import EstimationError, Interval
 from .scoring import with_interval
 from ..information.correlations import correlation
 from ..information.estimate import MIEstimate, estimate_mi
@@ -58,7 +58,7 @@ def _add_estimate(shared: SharedInformation, features: Features, bound: str, see
         return
     shared.estimates.append(estimate)
     for name in (f"test/mi_{bound}", *["test/mi"] * (len(shared.estimates) == 1)):
-        figures = {**with_interval(name, (estimate.value, estimate.low, estimate.high)),
+        figures = {**with_interval(name, Interval(estimate.value, estimate.low, estimate.high)),
                    f"{name}_ceiling": estimate.ceiling}
         shared.figures |= {key: value for key, value in figures.items() if value is not None}
 
@@ -72,8 +72,8 @@ def _add_correlation(shared: SharedInformation, features: Features, seed: int):
         return
     shared.correlation = related.to_dict()
     for name, measure in related.measures.items():
-        figures = {**with_interval(f"test/correlation_{name}", (measure.value, measure.low, measure.high)),
-                   f"test/correlation_{name}_p": measure.p_value}
+        interval = Interval(measure.value, measure.low, measure.high)
+        figures = {**with_interval(f"test/correlation_{name}", interval), f"test/correlation_{name}_p": measure.p_value}
         shared.figures |= {key: value for key, value in figures.items() if value is not None}
 
 # %% ../../nbs/evaluation/07_shared_information.ipynb #a4bdcf02

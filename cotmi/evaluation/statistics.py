@@ -8,7 +8,7 @@ __all__ = ['share_interval', 'Difference', 'paired_bootstrap', 'McNemar', 'mcnem
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #65c1d15a
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,8 +23,8 @@ from ..core import EstimationError, Interval, bootstrap_interval, check_choice
 # %% ../../nbs/evaluation/01_statistics.ipynb #305a6abb
 def _exact_ends(count: int, examples: int, level: float) -> tuple[float, float]:
     "Ends of the Clopper–Pearson interval of a share."
-    low, high = proportion_confint(count, examples, 1 - level, method="beta")
-    return float(low), float(high)
+    low, high = np.asarray(proportion_confint(count, examples, 1 - level, method="beta"), dtype=float).tolist()
+    return low, high
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #a946907d
 def share_interval(
@@ -128,7 +128,8 @@ def mcnemar_exact(
     "Exact McNemar test of two runs on the same examples (McNemar 1947, binomial form)."
     a, b = (x.astype(bool) for x in _pair(a, b))
     both, only_a, only_b, neither = (int(np.sum(x)) for x in (a & b, a & ~b, ~a & b, ~a & ~b))
-    p_value = mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue if only_a + only_b else 1.0
+    counts = [[both, only_a], [only_b, neither]] # the result below gets its fields at run time, unseen by checkers
+    p_value = cast(Any, mcnemar(counts, exact=True)).pvalue if only_a + only_b else 1.0
     return McNemar(float(p_value), only_a, only_b, both, neither)
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #f8d43f69
@@ -200,7 +201,8 @@ def mcnemar_power(
         raise EstimationError(f"disagreement is {disagreement}, difference {difference}; a difference cannot exceed "
                               "the share of examples on which the two disagree, which lies in (0, 1].")
     share = (disagreement + difference) / (2 * disagreement) # of the disagreements, those won by the better one
-    m = np.arange(stats.binom.ppf(1e-9, examples, disagreement), stats.binom.ppf(1 - 1e-9, examples, disagreement) + 1)
+    fewest, largest = stats.binom.ppf([1e-9, 1 - 1e-9], examples, disagreement)
+    m = np.arange(fewest, largest + 1)
     critical = stats.binom.ppf(level / 2, m, 0.5) - 1 # the most wins of the loser at which the test is significant
     critical += stats.binom.cdf(critical + 1, m, 0.5) <= level / 2
     rejected = stats.binom.cdf(critical, m, 1 - share) + stats.binom.cdf(critical, m, share)
@@ -216,7 +218,8 @@ def smallest_difference(
     "The smallest true difference of two accuracies that this test set shows with the wanted power."
     if disagreement <= 0 or examples < 1 or mcnemar_power(disagreement, examples, disagreement, level) < power:
         return float("nan")
-    return float(brentq(lambda d: mcnemar_power(d, examples, disagreement, level) - power, 0, disagreement, xtol=1e-6))
+    def surplus(difference: float) -> float: return mcnemar_power(difference, examples, disagreement, level) - power
+    return cast(float, brentq(surplus, 0, disagreement, xtol=1e-6))
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #13663fbb
 def _weighted_correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -277,7 +280,7 @@ def association(
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         nothing = Interval(*[float("nan")] * 3)
         return Association(nothing, nothing, float("nan"), float("nan"), len(x))
-    pearson, spearman = stats.pointbiserialr(y, x), stats.spearmanr(x, y)
+    pearson, spearman = cast(Any, stats.pointbiserialr(y, x)), cast(Any, stats.spearmanr(x, y)) # fields as above
     resampled = _resampled_correlations(x, y, resamples, seed)
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=1)
     return Association(Interval(float(pearson.statistic), float(low[0]), float(high[0])),

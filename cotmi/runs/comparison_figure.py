@@ -6,6 +6,8 @@
 __all__ = ['comparison_figure']
 
 # %% ../../nbs/runs/14_comparison_figure.ipynb #3fe898df
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -33,15 +35,16 @@ def _add_published(tables: ComparisonTables, figure: go.Figure, column: int):
     "Published figures and the majority line of one panel."
     dataset = tables.datasets[column - 1]
     names = list(dict.fromkeys(tables.table[tables.table.dataset == dataset].method))
-    marks = [(n, p) for n in names for p in tables.published.itertuples()
-             if p.dataset == dataset and p.method == tables.methods[n]]
-    figure.add_scatter(x=[p.accuracy for _, p in marks], y=[n for n, _ in marks], mode="markers", name="published",
+    marks = [(n, p) for n in names for p in tables.published.to_dict("records")
+             if p["dataset"] == dataset and p["method"] == tables.methods[n]]
+    panel: dict[str, Any] = {"row": 1, "col": column}
+    figure.add_scatter(x=[p["accuracy"] for _, p in marks], y=[n for n, _ in marks], mode="markers", name="published",
                        showlegend=column == 1, marker={"size": 10, "symbol": "diamond-open", "color": "#555555"},
-                       text=[f"{p.student}, {p.source}" for _, p in marks], row=1, col=column,
+                       text=[f"{p['student']}, {p['source']}" for _, p in marks], **panel,
                        hovertemplate="%{y}: %{x:.2f}, %{text}<extra></extra>")
     majority = tables.baseline(dataset)["majority"]
     if np.isfinite(majority):
-        figure.add_vline(x=100 * majority, line={"dash": "dot", "color": "#999999"}, row=1, col=column)
+        figure.add_vline(x=100 * majority, line={"dash": "dot", "color": "#999999"}, **panel)
 
 # %% ../../nbs/runs/14_comparison_figure.ipynb #f248dc6a
 def comparison_figure(

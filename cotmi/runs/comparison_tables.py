@@ -35,9 +35,10 @@ def _scores(run: Run, column: str) -> pd.Series:
     table = run.predictions
     if not {column, "id", "input"} <= set(table.columns):
         return pd.Series(dtype=float)
-    values = pd.to_numeric(table[column].astype(object).where(table[column].notna(), None), errors="coerce")
+    known = table[column].astype(object).where(table[column].notna(), None)
+    values = np.asarray(pd.to_numeric(known, errors="coerce"), dtype=float)
     index = table.id.astype(str) + "\n" + table.input.astype(str)
-    return pd.Series(values.to_numpy(float), index=index).dropna().groupby(level=0).first()
+    return pd.Series(values, index=index).dropna().groupby(level=0).first()
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #72e31d64
 def _aligned(a: Sequence[Run], b: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -151,12 +152,12 @@ def mark_best(
     "Mark the best figure of each dataset and metric, and those that are better than every other beyond chance."
     for metric in (m for m in metrics if m.better):
         higher = metric.better == "higher"
-        for dataset, part in table[table.metric == metric.key].groupby("dataset"):
+        for dataset, part in table.loc[table.metric == metric.key].groupby("dataset"):
             trusted = part.value[~part.caution.astype(bool)]
             if len(part) < 2 or not len(trusted):
                 continue
             place = trusted.idxmax() if higher else trusted.idxmin()
-            tested = pairs[(pairs.dataset == dataset) & (pairs.metric == metric.key)]
+            tested = pairs.loc[(pairs.dataset == dataset) & (pairs.metric == metric.key)]
             table.loc[place, "best"] = True
             table.loc[place, "bold"] = _beats_all(part, tested, table.method[place], higher, level)
 
@@ -211,5 +212,5 @@ def look_up(
 ) -> pd.Series | None: # The one row with these values, or None
     "The row of a dataset, a method, a metric."
     for column, value in wanted.items():
-        table = table[table[column] == value]
+        table = table.loc[table[column] == value]
     return table.iloc[0] if len(table) else None

@@ -76,9 +76,12 @@ def _order(name: str) -> tuple[int, str]:
 
 def _published_cell(tables: ComparisonTables, dataset: str, method: str) -> str:
     "Published accuracies of a method, each with the number of its source."
-    known = tables.published[(tables.published.dataset == dataset) & (tables.published.method == method)]
-    return ", ".join(f"{p.accuracy:.2f}{'' if p.student == 'T5-base' else f' {p.student}'} [{tables.sources[p.source]}]"
-                     for p in known.itertuples()) or "–"
+    known = tables.published.loc[(tables.published.dataset == dataset) & (tables.published.method == method)]
+    cells = []
+    for p in known.to_dict("records"):
+        student = "" if p["student"] == "T5-base" else f" {p['student']}"
+        cells.append(f"{p['accuracy']:.2f}{student} [{tables.sources[p['source']]}]")
+    return ", ".join(cells) or "–"
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #1284a653
 def _accuracy_row(tables: ComparisonTables, name: str, published: str, style: str) -> list[str]:
@@ -106,7 +109,7 @@ def _accuracy_rows(tables: ComparisonTables, style: str) -> list[list[str]]:
 # %% ../../nbs/runs/13_comparison_text.ipynb #845a8150
 def _metric_rows(tables: ComparisonTables, dataset: str, style: str) -> list[list[str]]:
     "Header and rows of everything that is known of one dataset: a row per metric, a column per method."
-    part = tables.table[tables.table.dataset == dataset]
+    part = tables.table.loc[tables.table.dataset == dataset]
     names = list(dict.fromkeys(part.method))
     rows = [["metric", *(_cell(name, False, style) for name in names)]]
     for metric in (m for m in METRICS if m.key in set(part.metric)):
@@ -120,11 +123,11 @@ def _pair_rows(tables: ComparisonTables, metric: Metric, style: str) -> list[lis
     "Header and rows of the tests of a metric."
     accuracy = metric.column == "correct"
     rows = [["dataset", "a", "b", "a - b", "p", "p (Holm)", *["smallest to be seen"] * accuracy, "test"]]
-    for p in tables.pairs[tables.pairs.metric == metric.key].itertuples():
-        value, low, high = (_decimals(x, metric, "+") for x in (p.difference, p.low, p.high))
+    for p in tables.pairs.loc[tables.pairs.metric == metric.key].to_dict("records"):
+        value, low, high = (_decimals(p[end], metric, "+") for end in ("difference", "low", "high"))
         rows.append([_cell(t, False, style) for t in (
-            p.dataset, p.a, p.b, f"{value} [{low}, {high}]", _p_value(p.p_value), _p_value(p.p_holm),
-            *[_decimals(p.smallest, metric)] * accuracy, p.test)])
+            p["dataset"], p["a"], p["b"], f"{value} [{low}, {high}]", _p_value(p["p_value"]), _p_value(p["p_holm"]),
+            *[_decimals(p["smallest"], metric)] * accuracy, p["test"])])
     return rows
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #395bdef9
@@ -158,8 +161,8 @@ def _remarks(tables: ComparisonTables) -> list[str]:
         remarks += [_TESTS.format(count=tables.pairs.p_holm.notna().sum(), level=tables.level), _SMALLEST]
     if tables.table.caution.any():
         remarks.append(f"† {CAUTION} It never counts as the best.")
-    remarks += [f"{b.dataset}: {b.examples} test examples, student {b.student}{b.budget}."
-                for b in tables.baselines.itertuples()]
+    remarks += [f"{b['dataset']}: {b['examples']} test examples, student {b['student']}{b['budget']}."
+                for b in tables.baselines.to_dict("records")]
     if len(tables.published):
         remarks.append(" ".join([_PUBLISHED, *(f"[{i}] {source}." for source, i in tables.sources.items())]))
     return remarks + tables.notes

@@ -38,6 +38,6 @@ def side_by_side(
     if "correct" not in rows or not len(rows):
         return rows
     right = rows["correct"].astype(bool)
-    wrong = rows[~right].head(count - count // 2 if right.any() else count)
+    wrong = rows[~right].head(count - count // 2 if bool(right.any()) else count)
     chosen = pd.concat([wrong, rows[right].head(count - len(wrong))])
-    return chosen[[column for column in _SHOWN if column in chosen]].rename(columns=_SHOWN)
+    return chosen.loc[:, [column for column in _SHOWN if column in chosen]].rename(columns=_SHOWN)

@@ -252,7 +252,7 @@ def runs_table(
     frame = pd.DataFrame([_table_row(run) for run in runs])
     for name in ("seed", "steps", "accuracy", "low", "high", "majority", "teacher"):
         if name in frame: # a foreign folder may hold anything
-            numbers = pd.to_numeric(frame[name], errors="coerce")
+            numbers = pd.Series(pd.to_numeric(frame[name], errors="coerce"))
             frame[name] = numbers.round().astype("Int64") if name in ("seed", "steps") else numbers.astype(float)
     return frame
 

@@ -9,6 +9,7 @@ __all__ = ['ENCODER_DECODER', 'output_head', 'head_scale', 'decode_states', 'for
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #235845c9
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,8 @@ def decode_states(
     labels: Tensor, # [B, T] targets, -100 where padded
 ) -> Tensor: # [B, T, D]
     "Teacher-forced decoder states, scaled as the output head expects them."
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    prepare = cast(Any, model).prepare_decoder_input_ids_from_labels # typed on no common class of transformers
+    decoder_input_ids = prepare(labels=labels)
     states = model.get_decoder()(input_ids=decoder_input_ids, encoder_hidden_states=encoder,
                                  encoder_attention_mask=encoder_mask, use_cache=False).last_hidden_state
     scale = head_scale(model)
@@ -104,8 +106,8 @@ def generate(
     for rows in progress_bar(length_batches([len(i) for i in input_ids], batch_size), progress):
         ids = pad([input_ids[row] for row in rows], model.config.pad_token_id).to(model.device)
         mask = pad([[1] * len(input_ids[row]) for row in rows], 0).to(model.device)
-        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
-                             num_beams=1)
+        out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
+                                        do_sample=False, num_beams=1)
         for row, written in zip(rows, out[:, 1:].tolist(), strict=True): # the first token only starts the decoder
             length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
             answers[row] = written[:length]

@@ -8,6 +8,7 @@ __all__ = ['FEATURE_KINDS', 'FeatureKind', 'features', 'feature_width', 'Feature
 # %% ../../nbs/students/11_features.ipynb #ffda0795
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def extract_features(
     model, family = student.model.eval(), student.family
     weight, bias = family.head(model)
     order = np.argsort(example_lengths(tokenized).sum(1), kind="stable")
-    loader = DataLoader(tokenized.select(order).remove_columns("id"), batch_size,
+    loader = DataLoader(cast(Any, tokenized.select(order).remove_columns("id")), batch_size,
                         collate_fn=TwoTaskCollator(student.pad_token))
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in loader:

@@ -294,7 +294,7 @@ class CotTrainer(Trainer):
         self.run_config, self.terms = config, _TermSums()
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
         super().__init__(*given, callbacks=list(callbacks))
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
         shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
         loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
         self.terms.add(parts, shares)
@@ -427,7 +427,7 @@ def _make_trainer(config: RunConfig, data: LoadedData, student: Student, history
     "The trainer of a run."
     rows, watched = _training_rows(data, student, config), watched_splits(data, student, config)
     patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
-    trainer = CotTrainer(CotModule(student, config), arguments, TwoTaskCollator(student.tokenizer.pad_token_id), rows,
+    trainer = CotTrainer(CotModule(student, config), arguments, TwoTaskCollator(student.pad_token), rows,
                          config, watched, [history, *patience, *callbacks])
     trainer.remove_callback(PrinterCallback)
     return trainer
