@@ -93,10 +93,10 @@ def test_the_library_works_without_extras():
     code = """
 from cotmi import RunConfig, compare_runs, correlation, estimate_mi, evaluate, list_runs, load_data, load_student, train
 from cotmi.dashboards.in_experiments import live_monitor
-from cotmi.evaluation.calibration import reliability_figure
 from cotmi.core import CotmiError
+from cotmi.runs.comparison import Comparison
 assert live_monitor() == []
-for ask in ("from cotmi import RunDashboard", "reliability_figure([0.5, 0.9], [True, False])"):
+for ask in ("from cotmi import RunDashboard", "Comparison.figure(None)"):
     try:
         exec(ask)
     except CotmiError as fault:
@@ -105,7 +105,7 @@ for ask in ("from cotmi import RunDashboard", "reliability_figure([0.5, 0.9], [T
     done = without_extras(code)
     assert done.returncode == 0, done.stderr
     told = "needs plotly, which is not installed. Install it with: pip install 'cotmi[dashboards]'"
-    assert done.stdout.splitlines() == [f"cotmi.RunDashboard {told}", f"A reliability diagram {told}"]
+    assert done.stdout.splitlines() == [f"cotmi.RunDashboard {told}", f"The figure of a comparison {told}"]
 
 
 @pytest.mark.parametrize("words, said", [
