@@ -229,7 +229,7 @@ def _resolved(explicit: Mapping[str, Any], settings: Settings, source: str) -> t
 class RunConfig:
     "All that a run depends on."
     # Data
-    dataset: str = _set("demo", "demo, svamp, cqa, anli1, esnli, a file or folder of your own, or hub:<id>.")
+    dataset: str = _set("demo", "demo, a published one such as svamp, a file or folder of your own, or hub:<id>.")
     label_source: Literal["gold", "teacher"] = _set("gold", "Train on gold labels or on the teacher's.")
     train_split: str | None = _set(None, "Train on this split instead of train.")
     augment: bool = _set(False, "Add ASDiv to the training part of SVAMP.")
