@@ -212,7 +212,10 @@ class FileCache:
 # %% ../../nbs/runs/00_run_files.ipynb #042f112f
 class RunFiles:
     "What a run folder holds, file by file."
-    def __init__(self, path: str | Path):
+    def __init__(
+        self,
+        path: str | Path, # The run folder
+    ):
         self.path = Path(path)
         self._cache = FileCache(self.path)
 
