@@ -114,8 +114,8 @@ def _command() -> str:
 # %% ../nbs/10_cli.ipynb #0d772fc0
 @app.command("run")
 def run_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment: demo, svamp, cqa, anli1, esnli, compare, "
-                                                             "or a path to a notebook.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment, such as demo, svamp or compare, or a "
+                                                             "path to a notebook.")],
     param: _Params = None, out: _Out = None, force: _Force = False,
     reuse: Annotated[bool, typer.Option("--reuse", help="Show a complete run of this configuration instead of "
                                                         "refusing to overwrite it.")] = False,
@@ -260,8 +260,8 @@ def _fetch(what: str | None, force: bool, url: str | None) -> None:
 # %% ../nbs/10_cli.ipynb #3640be46
 @app.command("data")
 def data_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="demo, svamp, cqa, anli1, esnli, a file of your own, "
-                                                             "hub:<id>; or `fetch`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="demo, a published one such as svamp, a file of your "
+                                                             "own, hub:<id>; or `fetch`.")],
     what: Annotated[str | None, typer.Argument(metavar="[dss]", show_default=False,
                                                help="With fetch: dss, the published teacher data.")] = None,
     param: _Params = None,

@@ -30,6 +30,7 @@ NOTEBOOKS = ROOT / "nbs"
 sys.path.insert(0, str(DOCS))
 
 from api import Source, markdown, top_names  # noqa: E402
+from rooms import ROOMS, room_notebooks  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = PROJECT["project"]["urls"]["Repository"].rstrip("/")
@@ -68,18 +69,12 @@ def module_of(notebook) -> str | None:
             return name
     return None
 
-# each builds on those before it
-ROOMS = ("data", "students", "information", "training", "evaluation", "llm", "runs", "dashboards")
-
-def library() -> dict[str, Path]:
-    "Module name to notebook, in the order in which they build on each other: core, the rooms, the command line."
-    places = [NOTEBOOKS.glob("00_*.ipynb"), *((NOTEBOOKS / room).glob("[0-9]*.ipynb") for room in ROOMS),
-              NOTEBOOKS.glob("10_*.ipynb")]
-    found = {}
-    for path in (p for place in places for p in sorted(place)):
-        if (name := module_of(nbformat.read(path, 4))) and module_file(name).exists():
-            found[name] = path
-    return found
+def library() -> dict[str, dict[str, Path]]:
+    "Room to module name to notebook, in the order in which they build on each other."
+    named = {room: {module_of(nbformat.read(path, 4)): path for path in paths}
+             for room, paths in room_notebooks().items()}
+    return {room: {name: path for name, path in modules.items() if name and module_file(name).exists()}
+            for room, modules in named.items()}
 
 def module_file(name: str) -> Path:
     "The exported file of a module."
@@ -391,7 +386,8 @@ def write_source(target: Path, run: bool, jobs: int) -> None:
     "Write every page's source below `target`."
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    modules = library()
+    rooms = library()
+    modules = {name: path for room in rooms.values() for name, path in room.items()}
     sources = {name: Source(module_file(name)) for name in modules}
     tutorials = ordered(NOTEBOOKS / "tutorials", TUTORIALS)
     experiments = ordered(NOTEBOOKS / "experiments", EXPERIMENTS)
@@ -428,33 +424,42 @@ def write_source(target: Path, run: bool, jobs: int) -> None:
     for path, page in texts.items():
         (target / f"{page}.md").write_text(links.prose(path.read_text(encoding="utf-8"), page, path), encoding="utf-8")
 
-    def overview(page: str, title: str, lead: str, rows: list[tuple[str, Path]]) -> str:
-        lines = [f"# {title}", "", lead, "", "| | |", "| --- | --- |"]
+    def listed(page: str, rows: list[tuple[str, Path]]) -> list[str]:
+        lines = ["", "| | |", "| --- | --- |"]
         for shown, path in rows:
             link = os.path.relpath(pages[path], Path(page).parent)
             lines.append(f"| [{shown}]({link}.ipynb) | {links.prose(title_and_subtitle(path)[1], page, path)} |")
-        text = "\n".join([*lines, "", toctree([os.path.relpath(pages[p], Path(page).parent) for _, p in rows])])
+        return [*lines, "", toctree([os.path.relpath(pages[p], Path(page).parent) for _, p in rows])]
+
+    def overview(page: str, title: str, lead: str, *parts: tuple[str, str, list[tuple[str, Path]]]) -> str:
+        """A page that lists others: in parts with a heading, a sentence and a table, or under no heading."""
+        lines = [f"# {title}", "", lead]
+        for heading, sentence, rows in parts:
+            lines += [*(["", f"## {heading}", "", sentence] if heading else []), *listed(page, rows)]
         (target / f"{page}.md").parent.mkdir(exist_ok=True)
-        (target / f"{page}.md").write_text(text + "\n", encoding="utf-8")
+        (target / f"{page}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return page
 
     tree = []
     if tutorials:
         tree.append(overview("tutorials/index", "Tutorials", "Each of them is run by the tests.",
-                                       [(title_and_subtitle(p)[0], p) for p in tutorials]))
+                             ("", "", [(title_and_subtitle(p)[0], p) for p in tutorials])))
     if experiments:
         tree.append(overview(
         "experiments/index", "Experiments", "Notebooks that train, evaluate and show. They run in JupyterLab, through "
         "`cotmi run NAME` and through papermill. The demo is shown with its results; the others need the "
         "published data, and their results belong to those who run them.",
-        [(title_and_subtitle(p)[0], p) for p in experiments]))
+        ("", "", [(title_and_subtitle(p)[0], p) for p in experiments])))
     tree += [pages[p] for p in guides]
     (target / "command_line.md").write_text(command_line(), encoding="utf-8")
     tree.append("command_line")
     tops = ", ".join(f"{{py:obj}}`{name.removeprefix('cotmi.')} <{full}>`" for name, full in top_names().items())
+    said = {"core": "What every room may use: errors, settings, seeds, intervals, files that are written whole.",
+            **ROOMS, "command line": "What `cotmi` does in a shell: a few lines over what the rooms offer."}
     tree.append(overview("reference/index", "Reference", f"At the top of the package are {tops}. Everything else is in "
-                         "the modules, one page each, in the order in which they build on each other: a module imports "
-                         "only from those above it.", [(f"cotmi.{n}", p) for n, p in modules.items()]))
+                         "the modules, one page each. They stand in rooms, and the rooms from the ground up: a module "
+                         "imports only from the rooms above it on this page, and from the modules above it in its own.",
+                         *((room, said[room], [(f"cotmi.{n}", p) for n, p in rooms[room].items()]) for room in rooms)))
     tree += list(texts.values())
     home = NOTEBOOKS / "index.ipynb"
     if home.exists():

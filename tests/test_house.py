@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "students", "information", "training", "evaluation", "llm", "runs", "dashboards") # from the ground up
-NOTEBOOKS = [p for folder, names in (("", "00_*"), *((room, "[0-9]*") for room in ROOMS), ("", "10_*"))
-             for p in sorted((ROOT / "nbs" / folder).glob(f"{names}.ipynb"))]
+sys.path.insert(0, str(ROOT / "docs"))
+from rooms import ROOMS, room_notebooks  # noqa: E402
+
+NOTEBOOKS = [path for paths in room_notebooks().values() for path in paths]
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
 MODULES = sorted(p for p in (ROOT / "cotmi").rglob("*.py") if p.name != "_modidx.py")
 TOOLS = Path(sys.executable).parent

@@ -17,7 +17,7 @@ from .own import own_dataset
 from .published import PUBLISHED
 
 # %% ../../nbs/data/10_loading.ipynb #bbc1692a
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (DEMO, *PUBLISHED)}
+DATASETS: dict[str, Dataset] = {DEMO.name: DEMO, **PUBLISHED}
 
 def get_dataset(
     name: str, # A name in DATASETS, the path of a file or folder, or `hub:<id>`

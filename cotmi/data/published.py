@@ -73,7 +73,7 @@ def _read_piece(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as fault:
         raise DataError(f"{path} cannot be read: {fault}") from fault
     if not isinstance(completions, list):
-        raise DataError(f"{path}: a JSON list of completions is expected, completions {type(completions).__name__}.")
+        raise DataError(f"{path}: a JSON list of completions is expected, found {type(completions).__name__}.")
     return completions
 
 # %% ../../nbs/data/08_published.ipynb #bf553ca4
@@ -212,4 +212,4 @@ ESNLI = Dataset(
     citation=f"Camburu et al. 2018, arXiv 1812.01193; {_HSIEH}")
 
 # %% ../../nbs/data/08_published.ipynb #29f90a90
-PUBLISHED: tuple[Dataset, ...] = (SVAMP, CQA, ANLI1, ESNLI, ASDIV)
+PUBLISHED: dict[str, Dataset] = {dataset.name: dataset for dataset in (SVAMP, CQA, ANLI1, ESNLI, ASDIV)}

@@ -19,13 +19,13 @@ from .family import StudentFamily
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
-FAMILIES = {family.name: family for family in (ENCODER_DECODER,)}
+FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (ENCODER_DECODER,)}
 
 def family_for(
     config: PreTrainedConfig, # A model's configuration
 ) -> StudentFamily: # Which loads such models
-    "The family that a configuration belongs to; raises `StudentError` where there is none."
-    for family in FAMILIES.values():
+    "The family, of several the last, that accepts a configuration; raises `StudentError` where there is none."
+    for family in reversed(FAMILIES.values()):
         if family.accepts(config):
             return family
     raise StudentError(f"A {config.model_type} cannot be a student. Families that can: {', '.join(FAMILIES)}. "

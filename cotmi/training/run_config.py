@@ -171,7 +171,8 @@ def _check_ranges(config: "RunConfig") -> None:
         raise ConfigError(f"alpha is {config.alpha}; expected 0 to 1. ({config_help('alpha')})")
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise ConfigError(f"dropout is {config.dropout}; expected 0 to below 1. ({config_help('dropout')})")
-    compares = METHODS[config.method].mutual_information
+    usual = all(getattr(config, name) == _default(_fields()[name]) for name in ("objective", "features"))
+    compares = METHODS[config.method].mutual_information and not usual # the usual two fit, and need no torch to tell
     if compares and config.features not in (fits := tuple(_features_of(config.objective))):
         raise ConfigError(f"objective {config.objective} compares {' or '.join(fits)} features, but features is "
                           f"{config.features!r}. Set features={fits[0]}, or one of the variational objectives.")
@@ -227,7 +228,7 @@ def _resolved(explicit: Mapping[str, Any], settings: Settings, source: str) -> t
 class RunConfig:
     "All that a run depends on."
     # Data
-    dataset: str = _set("demo", "demo, svamp, cqa, anli1, esnli, a file or folder of your own, or hub:<id>.")
+    dataset: str = _set("demo", "demo, a published one such as svamp, a file or folder of your own, or hub:<id>.")
     label_source: Literal["gold", "teacher"] = _set("gold", "Train on gold labels or on the teacher's.")
     train_split: str | None = _set(None, "Train on this split instead of train.")
     augment: bool = _set(False, "Add ASDiv to the training part of SVAMP.")
