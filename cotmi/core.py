@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'SETTINGS', 'OPEN_SECTIONS', 'CotmiError', 'SettingsError', 'ConfigError', 'DataError', 'StudentError',
-           'EstimationError', 'RunError', 'nearest', 'check_choice', 'write_whole', 'write_text', 'to_json',
-           'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval', 'bootstrap_interval', 'is_installed',
-           'require', 'seed_everything', 'variable_name', 'Setting', 'parse_setting', 'find_settings', 'Settings',
-           'load_settings']
+           'EstimationError', 'RunError', 'nearest', 'check_choice', 'import_named', 'write_whole', 'write_text',
+           'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval', 'bootstrap_interval',
+           'is_installed', 'require', 'seed_everything', 'variable_name', 'Setting', 'parse_setting', 'find_settings',
+           'Settings', 'load_settings']
 
 # %% ../nbs/00_core.ipynb #3c7cbd70
 import configparser
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,25 @@ def check_choice(
     if value in allowed:
         return value
     raise error(f"{what} is {value!r}; allowed are {', '.join(map(str, allowed))}.{nearest(value, allowed)}")
+
+# %% ../nbs/00_core.ipynb #6c53faef
+def import_named(
+    what: str, # The parameter's name, for the message
+    path: str, # package.module:attribute
+    error: type[CotmiError] = ConfigError, # The error to raise
+) -> Any: # The attribute
+    "An object of a user's own module by its name; raises `error` where there is none."
+    module, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise error(f"{what} is {path!r}; expected package.module:attribute, as in my_project.critics:Mine.")
+    try:
+        holder = import_module(module)
+    except ImportError as fault:
+        raise error(f"{what} is {path!r}, and importing {module} fails: {fault}. Install it, or put its folder on "
+                    "PYTHONPATH.") from fault
+    if not hasattr(holder, attribute):
+        raise error(f"{what} is {path!r}, and {module} has no {attribute!r}.{nearest(attribute, vars(holder))}")
+    return getattr(holder, attribute)
 
 # %% ../nbs/00_core.ipynb #45a48187
 def write_whole(

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import EstimationError, nearest
-from .critics import GAUSSIAN_CONDITIONAL, Critic, import_named
+from ..core import EstimationError, import_named, nearest
+from .critics import GAUSSIAN_CONDITIONAL, Critic
 
 # %% ../../nbs/information/01_bounds.ipynb #5f6057bc
 def _ready(scores: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ def get_bound(
     if isinstance(bound, str) and bound in BOUNDS:
         return BOUNDS[bound]
     if isinstance(bound, str) and ":" in bound:
-        bound = import_named("bound", bound)
+        bound = import_named("bound", bound, EstimationError)
     if not isinstance(bound, Bound):
         raise EstimationError(f"bound is {bound!r}; allowed are {', '.join(BOUNDS)}, or a Bound of your own, named as "
                               f"package.module:attribute or passed.{nearest(str(bound), BOUNDS)}")

@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['CRITICS', 'GAUSSIAN_CONDITIONAL', 'BilinearCritic', 'SeparableCritic', 'ConcatCritic', 'GaussianConditional',
-           'GaussianStart', 'Critic', 'import_named', 'get_critic']
+           'GaussianStart', 'Critic', 'get_critic']
 
 # %% ../../nbs/information/00_critics.ipynb #d1c22afb
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import CotmiError, EstimationError, nearest
+from ..core import EstimationError, import_named, nearest
 
 # %% ../../nbs/information/00_critics.ipynb #171aacc0
 class BilinearCritic(nn.Module):
@@ -214,25 +213,6 @@ GAUSSIAN_CONDITIONAL = Critic(
     "gaussian", "Gaussian q(z|v)", lambda z_width, v_width, hidden=(256,), embedding=0:
     GaussianConditional(z_width, v_width, hidden), to_closed_form=_to_closed_form)
 
-# %% ../../nbs/information/00_critics.ipynb #6c53faef
-def import_named(
-    what: str, # The parameter's name, for the message
-    path: str, # package.module:attribute
-    error: type[CotmiError] = EstimationError, # The error to raise
-) -> Any: # The attribute
-    "An object of a user's own module by its name; raises `error` where there is none."
-    module, _, attribute = path.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise error(f"{what} is {path!r}; expected package.module:attribute, as in my_project.critics:Mine.")
-    try:
-        holder = import_module(module)
-    except ImportError as fault:
-        raise error(f"{what} is {path!r}, and importing {module} fails: {fault}. Install it, or put its folder on "
-                    "PYTHONPATH.") from fault
-    if not hasattr(holder, attribute):
-        raise error(f"{what} is {path!r}, and {module} has no {attribute!r}.{nearest(attribute, vars(holder))}")
-    return getattr(holder, attribute)
-
 # %% ../../nbs/information/00_critics.ipynb #6ac173a7
 def get_critic(
     critic: str | Critic | Callable[[int, int], nn.Module], # A key of `CRITICS`, package.module:attribute, or an object
@@ -241,7 +221,7 @@ def get_critic(
     if isinstance(critic, str) and critic in CRITICS:
         return CRITICS[critic]
     if isinstance(critic, str) and ":" in critic:
-        critic = import_named("critic", critic)
+        critic = import_named("critic", critic, EstimationError)
     if isinstance(critic, Critic):
         return critic
     own = "your own as package.module:attribute, a Critic, or a callable (z_width, v_width) -> module"

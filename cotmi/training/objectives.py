@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core import FEATURES, ConfigError, check_choice, nearest
+from ..core import FEATURES, ConfigError, check_choice, import_named, nearest
 from ..information.bounds import BOUNDS, Bound
-from ..information.critics import import_named
 from .losses import POOLS, paper_surrogate
 
 # %% ../../nbs/training/03_objectives.ipynb #47ceff12
@@ -59,7 +58,7 @@ OBJECTIVES: dict[str, Objective] = {o.name: o for o in (
 # %% ../../nbs/training/03_objectives.ipynb #6b710f46
 def _named_objective(path: str) -> Objective:
     "The record that `package.module:attribute` leads to."
-    value = import_named("objective", path, ConfigError)
+    value = import_named("objective", path)
     if not isinstance(value, Objective):
         raise ConfigError(f"objective is {path!r}, which is a {type(value).__name__}; expected an Objective. "
                           "Wrap a function of z and v as Objective(name, title, loss=function).")
