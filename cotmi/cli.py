@@ -20,7 +20,7 @@ import pandas as pd
 import typer
 
 import cotmi
-from .core import ConfigError, CotmiError, RunError, load_settings, nearest, require
+from .core import RunFile, is_installed, ConfigError, CotmiError, RunError, load_settings, nearest, require
 from .dashboards.dashboard_notebook import dashboard_notebook
 from .runs.evaluating import evaluate
 from cotmi.runs.experiments import (
@@ -89,7 +89,7 @@ def _show_run(run: Run) -> None:
     if run.problems:
         typer.echo("Beware: " + "; ".join(run.problems) + ".\n")
     outputs = run.path.parent.parent
-    typer.echo(f"Run folder: {run.path}\nNext: `make lab` and its notebook.ipynb to look closer; "
+    typer.echo(f"Run folder: {run.path}\nNext: `make lab` and its {RunFile.NOTEBOOK} to look closer; "
                f"`cotmi dashboard {outputs}` for the dashboards;\nthe same command with another -p (see `cotmi "
                f"parameters`), and `cotmi compare {outputs}` for the table of methods.")
 
@@ -195,6 +195,8 @@ def compare_command(
     typer.echo(form(), nl=False)
     if save:
         typer.echo(f"Written to {comparison.save(save)}.", err=True)
+        if not is_installed("plotly"):
+            typer.echo("Without the figure: it needs plotly; pip install 'cotmi[dashboards]'.", err=True)
 
 # %% ../nbs/10_cli.ipynb #320f21dd
 @app.command("evaluate")
@@ -208,8 +210,8 @@ def evaluate_command(
 # %% ../nbs/10_cli.ipynb #1a4a8787
 def _say_judged(run: Run, model: str, report: Any) -> None:
     "Print what a judge said of a run; raises `RunError` where examples have no score."
-    typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nVerdicts: {run.path / 'judge.jsonl'}\n"
-               f"The mean is test/rationale_judge in {run.path / 'metrics.json'}, and in the table of `cotmi compare`.")
+    typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nVerdicts: {run.path / RunFile.VERDICTS}\n"
+               f"The mean is test/rationale_judge in {run.path / RunFile.METRICS}, and in `cotmi compare`.")
     if missing := report.summary["examples"] - report.summary["scored"]:
         raise RunError(f"{missing} of {report.summary['examples']} examples have no score; the same command asks for "
                        "them again.")

@@ -378,7 +378,7 @@ def load_settings(
     start: str | Path | None = None, # Folder to look for settings.ini from; the working folder if None
     environ: Mapping[str, str] | None = None, # Environment; os.environ if None
 ) -> Settings: # Every setting with its source
-    "Read the settings; raises `SettingsError` for an unknown key or an ill-typed value."
+    "Read the settings; raises `SettingsError` for an unknown key or an ill-typed value, open sections apart."
     file = find_settings(start)
     texts = _texts_of_file(file) if file else {}
     sources = {name: str(file) for name in texts}

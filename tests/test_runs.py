@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -152,7 +151,7 @@ def test_the_last_word_of_a_dead_process(tmp_path):
 def test_the_route_is_on_record(tmp_path):
     config = make_config(vocabulary_pass="plain")
     run = start_run(config, tmp_path)
-    run.record_route(SimpleNamespace(route="plain: another version"), config)
+    run.record_route("plain: another version", config)
     before = run.environment
     assert before["route"] == {"student": "plain: another version", "loss": "plain"} and before["versions"]
     run.fail("power cut")

@@ -21,11 +21,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from cotmi.core import ConfigError
+from cotmi.core import ConfigError, read_json_lines
 from cotmi.data.labels import same_label
 from cotmi.students.batches import TwoTaskCollator
 from cotmi.students.student import Student
-from cotmi.training.callbacks import read_history
 from cotmi.training.objectives import Objective
 from cotmi.training.run_config import RunConfig
 from cotmi.training.trainer import CotModule, CotTrainer, run_objective, step_losses, train, training_arguments
@@ -258,7 +257,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, demo_data, valu
     one, two = student_weights(tmp_path / "whole"), student_weights(tmp_path / "cut")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (whole.best_step, whole.best_accuracy) == (resumed.best_step, resumed.best_accuracy)
-    steps = [row["step"] for row in read_history(tmp_path / "cut" / "history.jsonl") if "loss" in row]
+    steps = [row["step"] for row in read_json_lines(tmp_path / "cut" / "history.jsonl") if "loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 12
 
 
@@ -287,7 +286,7 @@ def test_two_processes_train_one_student(tmp_path, values):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300,
                               env={**os.environ, "ACCELERATE_USE_CPU": "true"})
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (read_history(tmp_path / name / "history.jsonl") for name in ("one", "two"))
+    one, two = (read_json_lines(tmp_path / name / "history.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in one] == [row["step"] for row in two]
     if values["method"] == "dss":
         assert_same_weights(student_weights(tmp_path / "two").items(), student_weights(tmp_path / "one").items(), 1e-4)
@@ -305,7 +304,7 @@ def test_two_runs_are_identical_and_leave_a_plain_student(tmp_path, demo_data, m
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a" / "student")
     for name, value in results[0].student.model.state_dict().items():
         assert torch.equal(value, plain.state_dict()[name])
-    history = read_history(tmp_path / "a" / "history.jsonl")
+    history = read_json_lines(tmp_path / "a" / "history.jsonl")
     assert ("test/accuracy" in history[-1]) == (method == "dss")
     assert not (tmp_path / "a" / "checkpoints").exists()
     left = {p.suffix for p in (tmp_path / "a").rglob("*") if p.is_file()}

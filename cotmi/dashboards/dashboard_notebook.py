@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import RunError, load_settings, write_json
+from ..core import RunError, RunFile, load_settings, write_json
 from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/33_dashboard_notebook.ipynb #81efe103
 def _written(run: Run) -> int:
     "When the results of a run were written, in nanoseconds; 0 for a run without."
-    path = run.path / "metrics.json"
+    path = run.path / RunFile.METRICS
     return path.stat().st_mtime_ns if path.exists() else 0
 
 def _notebook(sources: Sequence[str]) -> dict[str, Any]:

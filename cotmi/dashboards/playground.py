@@ -225,10 +225,10 @@ def _start(dash: StudentPlayground, work: Callable[[StudentPlayground], None]) -
 # %% ../../nbs/dashboards/34_playground.ipynb #fdba0397
 def _load(dash: StudentPlayground) -> None:
     "Load the student."
-    from cotmi.training.run_config import RunConfig  # transformers
+    from cotmi.training.run_config import stored_config  # late: only a loaded student needs it
 
     dash.state.value = quiet("Loading…")
-    dash.config = RunConfig.resolve(dash.run.config)
+    dash.config = stored_config(dash.run.config)
     dash.student = dash.run.load_student()
     count = sum(p.numel() for p in dash.student.model.parameters())
     dash.refresh_all()

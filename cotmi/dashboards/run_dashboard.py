@@ -109,7 +109,7 @@ class RunDashboard(Dashboard):
         self._examples, self.header = None, widgets.HTML(header_html(self.run))
         self.update, self.follow = _reading_controls(self)
         controls = self.state, self.follow, self.update, self.theme
-        self.pages = pages_of(self, views or RUN_VIEWS.values(), "Views of the run", *controls)
+        self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)
         self.put(card(self.header), self.pages)
         self.follow.value = self.run.status == "running" if follow is None else follow
 

@@ -49,7 +49,7 @@ def _references(run: Run) -> list[tuple[str, Interval, str]]:
         ("teacher", "test/teacher_accuracy", PALETTE["green"]),
         ("majority label", "test/majority_accuracy", PALETTE["grey"])) if (accuracy := run.interval(key)) is not None]
     published = [(f"published {p.method}, {p.student}", Interval(p.accuracy / 100, np.nan, np.nan), PALETTE["orange"])
-                 for p in PUBLISHED if (p.dataset, p.method) == (run.config.get("dataset"), run.config.get("method"))]
+                 for p in PUBLISHED if p.dataset == run.config.get("dataset") and p.stands_for(run.config)]
     return own + published
 
 def _place(share: float) -> str: return f"{100 * min(max(share, 0), 1):.2f}%"

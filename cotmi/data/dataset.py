@@ -101,7 +101,7 @@ def make_row(
     said: str, # The teacher's words, for the sample of a problem
 ) -> Row: # With the first problem there is
     "Join a question with what the teacher said, and find the first problem."
-    problem, gold = parsed.problem, question.gold
+    problem, gold = parsed.problem, question.gold.strip()
     if not problem and question.choices and parsed.label not in question.choices:
         problem = "label outside the choices" if parsed.label else "empty label"
     if not dataset.kind.is_valid(gold, question.choices or dataset.labels):

@@ -23,7 +23,7 @@ from .data_report import Row, shorten
 from .dataset import Dataset, LoadOptions, RawData, as_text
 from .examples import make_splits
 from .labels import get_label_kind
-from .published import read_json_lines
+from .published import read_rows
 
 # %% ../../nbs/data/09_own.ipynb #b3d67224
 PARTS = {
@@ -47,7 +47,7 @@ def _read_table(path: Path) -> list[dict]:
         elif path.suffix.lower() == ".parquet":
             rows = parquet.read_table(path).to_pylist()
         else:
-            return read_json_lines(path)
+            return read_rows(path)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowException) as fault:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {fault}") from fault
     if not rows:
@@ -153,7 +153,7 @@ def _teacher_problem(dataset: Dataset, teacher: str, allowed: tuple[str, ...]) -
 
 def _own_row(dataset: Dataset, table: _Table, row: Mapping[str, Any], fallback_id: str) -> Row:
     "A row of own data with the first problem there is."
-    text, gold = table.cell(row, "input"), table.cell(row, "label")
+    text, gold = table.cell(row, "input"), table.cell(row, "label").strip()
     rationale, teacher = table.cell(row, "rationale").strip(), table.cell(row, "teacher_label").strip()
     taught, choices = table.columns["teacher_label"] is not None, table.choices(row)
     problem = _teacher_problem(dataset, teacher, choices or dataset.labels) if taught else ""

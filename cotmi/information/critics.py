@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CRITICS', 'GAUSSIAN_CONDITIONAL', 'BilinearCritic', 'SeparableCritic', 'ConcatCritic', 'GaussianConditional',
-           'GaussianStart', 'Critic', 'get_critic']
+           'GaussianStart', 'silence', 'Critic', 'get_critic']
 
 # %% ../../nbs/information/00_critics.ipynb #d1c22afb
 from collections.abc import Callable, Sequence
@@ -161,8 +161,14 @@ def _silence_concat(module: ConcatCritic) -> None:
         nn.init.zeros_(weight)
 
 # %% ../../nbs/information/00_critics.ipynb #b6b9a545
-def _leave(module: nn.Module) -> None:
-    "Leave a critic as it is."
+def silence(
+    module: nn.Module, # A new critic
+) -> None: # Whose scores are zero now; one of a kind that is not ours stays as it is
+    "Zero the scores of a critic, so that a Gaussian start is exact, and leave it something to learn from."
+    if isinstance(module, SeparableCritic):
+        _silence_separable(module)
+    elif isinstance(module, ConcatCritic):
+        _silence_concat(module)
 
 # %% ../../nbs/information/00_critics.ipynb #c5f392e1
 def _to_closed_form(module: GaussianConditional, correlations: Tensor) -> None:
@@ -183,7 +189,7 @@ class Critic:
     name: str # As given to `estimate_mi` and in a run's configuration
     title: str # For axes and tables
     make: Callable[..., nn.Module] # (z_width, v_width, hidden, embedding) -> module of scores [..., B, C]
-    silence: Callable[[Any], object] = _leave # Zeroes a new module's scores, so that a Gaussian start is exact
+    silence: Callable[[Any], object] = silence # Zeroes a new module's scores, so that a Gaussian start is exact
     to_closed_form: Callable[[Any, Tensor], object] | None = None # Makes the module itself the Gaussian start
     block: int | None = None # Pairs of a batch that are scored together in training; None for all
 
@@ -202,10 +208,10 @@ class Critic:
 
 # %% ../../nbs/information/00_critics.ipynb #7fb68b35
 CRITICS: dict[str, Critic] = {critic.name: critic for critic in (
-    Critic("separable", "Separable", SeparableCritic, _silence_separable), # the usual one first
+    Critic("separable", "Separable", SeparableCritic), # the usual one first
     Critic("bilinear", "Bilinear", lambda z_width, v_width, hidden=(), embedding=0: BilinearCritic(z_width, v_width)),
     Critic("concat", "Concatenated", lambda z_width, v_width, hidden=(256,), embedding=0:
-           ConcatCritic(z_width, v_width, hidden), _silence_concat, block=32),
+           ConcatCritic(z_width, v_width, hidden), block=32),
 )}
 
 # %% ../../nbs/information/00_critics.ipynb #dd189641

@@ -204,7 +204,7 @@ def _measured(estimate: Interval, ceiling: float | None, setup: _Setup, folds: l
         "ceiling_reached": ceiling is not None and estimate.value > 0.85 * ceiling,
         "above_upper_twin": setup.bound.direction == "lower" and estimate.low > max(twin, 0) + 0.05,
     }
-    if setup.bound.critic is None: # a Gaussian conditional has no mean of exp
+    if setup.bound.critic is None or setup.bound.few_pairs_unsettle: # a Gaussian conditional has no mean of exp
         measured["effective_false_pairs"] = _effective_false_pairs([f.scores for f in folds])
     return measured
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
 
 # %% ../../nbs/runs/01_environment.ipynb #f49f3e5e
@@ -71,8 +70,8 @@ def environment_record() -> dict[str, Any]: # Versions, platform, device, git co
 
 # %% ../../nbs/runs/01_environment.ipynb #ea37c344
 def route_record(
-    student: "Student", # Its `route` says which code its passes go through
+    student: str, # By whose forward it was trained, as `TrainResult.route` says
     config: "RunConfig", # Its `vocabulary_pass` says how the losses go through the vocabulary
 ) -> dict[str, str]: # `student` and `loss`
     "Which code a training went through."
-    return {"student": getattr(student, "route", ""), "loss": config.vocabulary_pass}
+    return {"student": student, "loss": config.vocabulary_pass}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import RunError, RunFile
 from .run_files import FORMATS, evaluation_files
 from .run_folder import Run, open_run
-from ..training.run_config import RunConfig, load_run_data
+from ..training.run_config import RunConfig, load_run_data, stored_config
 
 if TYPE_CHECKING: # these bring torch, which the command line's help does without
     from cotmi.data.examples import LoadedData
@@ -61,7 +61,7 @@ def _evaluate_run(run: Run, data: "LoadedData | None", config: RunConfig | None,
     from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
 
     student = _student_of(run)
-    config = config or RunConfig.resolve(run.config)
+    config = config or stored_config(run.config)
     data = data or load_run_data(config)
     if folder is not None:
         evaluation = evaluate_student(student, data, config, progress)

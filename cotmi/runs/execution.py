@@ -36,7 +36,7 @@ def execute(
         result = train(config, data, run.path, callbacks)
         if _rank():
             return run # the first process evaluates
-        run.record_route(result.student, config)
+        run.record_route(result.route, config)
         evaluation = evaluate_student(result.student, data, config)
         run.write_evaluation(evaluation)
         return run.finish({**result.metrics(), **evaluation.metrics()}, stopped=result.stopped)

@@ -78,6 +78,13 @@ def _like_default(name: str, text: str, default: Any) -> Any:
         raise ConfigError(f"{name} is {text!r}; expected {kind.__name__}, such as {default!r}.") from fault
 
 # %% ../../nbs/runs/08_experiments.ipynb #8d3c5e20
+def _check_unset(name: str) -> None:
+    "Refuse to unset what a setting sets: an experiment takes None for not given."
+    settings, key = load_settings(), f"train.{name}"
+    if key in settings.values:
+        raise ConfigError(f"{name} is none, but {settings.sources[key]} sets it to {settings[key]!r}. Take it out "
+                          "there, or give another value.")
+
 def check_parameters(
     given: Iterable[tuple[str, str]], # Names and values, as text
     defaults: Mapping[str, Any], # The experiment's own parameters
@@ -92,6 +99,8 @@ def check_parameters(
         if name not in allowed:
             raise ConfigError(f"No parameter {name!r}.{nearest(name, allowed)} Allowed are {', '.join(allowed)}.")
         values[name] = check_field(name, text) if name in fields else _like_default(name, text, defaults[name])
+        if values[name] is None:
+            _check_unset(name)
     overrides = {**(defaults.get("overrides") or {}), **{n: v for n, v in values.items() if n not in defaults}}
     own = {name: value for name, value in values.items() if name in defaults}
     return own | ({"overrides": overrides} if overrides else {})

@@ -55,7 +55,7 @@ class Group(NamedTuple):
     def counterpart(self) -> str: # The published method that it stands beside; empty where it stands beside none
         "The method, where papers have figures of it with this objective."
         config = self.runs[0].config
-        return self.method if is_published(self.method, str(config.get("objective", ""))) else ""
+        return self.method if is_published(config) else ""
 
 # %% ../../nbs/runs/11_grouping.ipynb #df08108d
 def _by_shape(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import RunError, RunFile
+from ..core import RunError, RunFile, read_json
 from ..data.examples import SEGMENT_SEPARATOR
 from ..llm.judge import Judge, JudgeReport, judge_rationales
 from .run_folder import Run, open_run
@@ -45,6 +45,8 @@ def judge_run(
 ) -> JudgeReport: # The scores; its summary is what was written
     "Score a run's rationales and add the mean to its metrics; raises `RunError` where another process writes the run."
     judge = judge or Judge.from_settings()
+    if (metrics := Path(folder, RunFile.METRICS)).exists():
+        read_json(metrics, RunError) # what cannot be read is not written over
     sample = _drawn(_rationales_of(Run(folder)), examples, seed)
     run = open_run(folder)
     try:

@@ -6,7 +6,8 @@
 __all__ = ['PUBLISHED', 'Published', 'published_for', 'is_published']
 
 # %% ../../nbs/runs/10_published_figures.ipynb #efb89aa8
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,6 +20,13 @@ class Published(NamedTuple):
     student: str # Backbone
     source: str # Where it stands
     objectives: tuple[str, ...] = () # Objectives of the method that it stands for; any if empty
+
+    def stands_for(self,
+        config: Mapping[str, Any], # The configuration of a run, as its folder keeps it
+    ) -> bool: # Whatever the data
+        "Whether it is a figure of the run's method and objective."
+        return self.method == config.get("method") and (
+            not self.objectives or config.get("objective") in self.objectives)
 
 # %% ../../nbs/runs/10_published_figures.ipynb #a1a996f4
 _HSIEH, _CHEN = "Hsieh et al. 2023, arXiv 2305.02301", "Chen et al. 2024, arXiv 2403.03348"
@@ -44,8 +52,7 @@ def published_for(
     return pd.DataFrame(rows, columns=Published._fields).drop(columns="objectives")
 
 def is_published(
-    method: str, # One of METHODS
-    objective: str, # Of a method that has one; any text for another
+    config: Mapping[str, Any], # The configuration of a run, as its folder keeps it
 ) -> bool: # Whether some figure stands for it
-    "Whether papers have figures of a method with this objective."
-    return any(p.method == method and (not p.objectives or objective in p.objectives) for p in PUBLISHED)
+    "Whether papers have figures of a run's method with its objective."
+    return any(p.stands_for(config) for p in PUBLISHED)

@@ -96,7 +96,7 @@ def has_objective(
     config: Mapping[str, Any], # The configuration of a run, as its folder keeps it
 ) -> bool: # Whether its objective shaped the student
     "Whether the method of a run trains with a mutual-information objective."
-    method = METHODS.get(config.get("method", ""))
+    method = METHODS.get(str(config.get("method", ""))) # a foreign folder may hold anything
     return method is not None and method.mutual_information
 
 def _title(config: Mapping[str, Any]) -> str:
@@ -142,7 +142,7 @@ class Run(RunFiles):
         "Write predictions, features and estimates; the figures are for `finish`."
         for name, value in evaluation_files(evaluation).items():
             self.write(name, value)
-    def record_route(self, student: "Student", config: "RunConfig"):
+    def record_route(self, student: str, config: "RunConfig"):
         "Note in environment.json which code the training went through."
         self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config)})
     def finish(self, metrics: Mapping[str, Any], stopped: bool = False) -> "Run":

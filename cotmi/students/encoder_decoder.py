@@ -104,7 +104,7 @@ def generate(
     "Greedy answers by the model's own `generate`."
     ends, answers = set(end_tokens(model)), [[] for _ in input_ids]
     for rows in progress_bar(length_batches([len(i) for i in input_ids], batch_size), progress):
-        ids = pad([input_ids[row] for row in rows], model.config.pad_token_id).to(model.device)
+        ids = pad([input_ids[row] for row in rows], model.config.pad_token_id or 0).to(model.device)
         mask = pad([[1] * len(input_ids[row]) for row in rows], 0).to(model.device)
         out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
                                         do_sample=False, num_beams=1)

@@ -64,7 +64,7 @@ class Student:
 
     @property
     def route(self) -> str:
-        "By whose forward the model is run where it is now, and why."
+        "By whose forward the model is run, and why; whether a T5 may go the short way is decided when it is made."
         return self.family.route(self.model)
 
     def save(self,

@@ -161,9 +161,11 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     "A model in evaluation mode, and afterwards each of its parts in the mode it was in."
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    yield
-    for module, mode in modes:
-        module.training = mode
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 # %% ../../nbs/students/07_t5_fast_path.ipynb #0a296e69
 def with_fast_path(

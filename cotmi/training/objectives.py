@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core import FEATURES, ConfigError, check_choice, import_named, nearest
 from ..information.bounds import BOUNDS, Bound
 from .losses import POOLS, paper_surrogate
+from .variational import VARIATIONAL
 
 # %% ../../nbs/training/03_objectives.ipynb #47ceff12
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ def _check_objective(objective: Objective):
         check_choice(f"features of objective {objective.name!r}", kind, FEATURES)
     if objective.pool is not None:
         check_choice(f"pool of objective {objective.name!r}", objective.pool, POOLS)
+        if objective.loss is not paper_surrogate:
+            raise ConfigError(f"Objective {objective.name!r} has a pool, which makes the vocabulary pass compute the "
+                              "paper's term, but a loss or bound of its own. Leave the pool out.")
 
 # %% ../../nbs/training/03_objectives.ipynb #5f816094
 def _bounded(name: str) -> Objective:
@@ -53,7 +57,7 @@ OBJECTIVES: dict[str, Objective] = {o.name: o for o in (
               paper="Chen et al. 2024, as the text has it"),
     Objective("paper-code", "Paper's term, padding too", paper_surrogate, features=("vocab",), pool="all",
               paper="Chen et al. 2024, as the code has it"),
-    *(_bounded(name) for name in ("infonce", "nwj", "dv", "smile", "js", "barber-agakov")))}
+    *map(_bounded, VARIATIONAL))}
 
 # %% ../../nbs/training/03_objectives.ipynb #6b710f46
 def _named_objective(path: str) -> Objective:

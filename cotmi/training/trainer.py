@@ -7,7 +7,6 @@ __all__ = ['WEIGHTS', 'run_objective', 'CotModule', 'step_losses', 'batch_sample
            'last_checkpoint', 'CotTrainer', 'training_arguments', 'training_texts', 'TrainResult', 'train']
 
 # %% ../../nbs/training/06_trainer.ipynb #a82340a3
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ..core import RunError, check_choice, read_json, seed_everything, write_json
+from ..core import RunError, RunFile, check_choice, read_json, seed_everything, write_json, write_whole
 from ..data.examples import LoadedData
 from ..data.labels import correct_labels
+from ..information.critics import get_critic
 from ..students.batches import IGNORED, LengthGroupedBatches, TwoTaskCollator, example_lengths
 from ..students.family import TaskPass
 from ..students.features import FEATURE_KINDS, feature_width, features
@@ -173,6 +173,10 @@ class _TermSums:
         self.sums, self.steps = {}, 0.0
         return means
 
+def _route_of(module: CotModule, arguments: TrainingArguments) -> str:
+    "By whose forward the passes of a training are run; asked in the middle of one, in its mode and precision."
+    return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
+
 # %% ../../nbs/training/06_trainer.ipynb #1b9b39f9
 def _add_companions(optimizer: Any, companions: Mapping[str, nn.Module], learning_rate: float) -> Any:
     "A parameter group for each module beside the student."
@@ -264,16 +268,13 @@ WEIGHTS = "model.safetensors" # of a checkpoint
 
 def _save_module(module: nn.Module, path: Path):
     "Write a module's weights as safetensors, whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    save_model(module, str(unfinished))
-    os.replace(unfinished, path)
+    write_whole(path, lambda made: save_model(module, str(made)))
 
 def last_checkpoint(
     folder: str | Path, # A run folder
 ) -> Path | None: # The newest checkpoint that was written to its end
     "Where an interrupted training can go on."
-    states = Path(folder, "checkpoints").glob("checkpoint-*/trainer_state.json") # written last
+    states = Path(folder, RunFile.CHECKPOINTS).glob("checkpoint-*/trainer_state.json") # written last
     whole = [state.parent for state in states if state.read_text(encoding="utf-8").rstrip().endswith("}")]
     return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
 
@@ -291,13 +292,14 @@ class CotTrainer(Trainer):
         callbacks: Iterable[TrainerCallback] = (), # What is kept and shown, History among them
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
-        self.run_config, self.terms = config, _TermSums()
+        self.run_config, self.terms, self.route = config, _TermSums(), ""
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
         super().__init__(*given, callbacks=list(callbacks))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
         shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
         loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
         self.terms.add(parts, shares)
+        self.route = self.route or _route_of(self.module, self.args)
         return (loss, {}) if return_outputs else loss
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -313,7 +315,9 @@ class CotTrainer(Trainer):
         return _watch(self, metric_key_prefix)
     def _clip_grad_norm(self, model):
         return _clip_apart(self.module, self.args.max_grad_norm, self.accelerator.clip_grad_norm_)
-    def _save(self, output_dir=None, state_dict=None): _save_module(self.module, Path(str(output_dir)) / WEIGHTS)
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save: # one process writes for all
+            _save_module(self.module, Path(output_dir or str(self.args.output_dir)) / WEIGHTS)
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         load_model(self.module, str(Path(resume_from_checkpoint) / WEIGHTS))
     def _load_best_model(self): self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -326,7 +330,7 @@ def training_arguments(
     "The Trainer's arguments for a configuration."
     eval_steps = min(config.eval_steps, config.max_steps)
     arguments = TrainingArguments(
-        output_dir=str(Path(folder) / "checkpoints"), seed=config.seed, data_seed=config.seed,
+        output_dir=str(Path(folder) / RunFile.CHECKPOINTS), seed=config.seed, data_seed=config.seed,
         max_steps=config.max_steps, per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler, warmup_steps=config.warmup_steps,
@@ -368,6 +372,7 @@ class TrainResult:
     seconds: float # Of training, evaluations on valid included
     examples_per_second: float # Median over the log steps
     stopped: bool # True where somebody stopped it before its last step
+    route: str = "" # By whose forward the student was trained, and why
 
     def metrics(self) -> dict[str, float]: # Flat names as in metrics.json
         "The summary as metrics."
@@ -377,21 +382,22 @@ class TrainResult:
 # %% ../../nbs/training/06_trainer.ipynb #3900edd5
 def _write_student(module: CotModule, student: Student, folder: Path):
     "A plain checkpoint in student/, moved there whole; critic and bottleneck beside it."
-    unfinished = student.save(folder / ".student")
+    unfinished = student.save(folder / f".{RunFile.STUDENT}")
     for name, companion in module.companions.items():
         save_model(companion, str(unfinished / f"{name}.safetensors"))
-    shutil.rmtree(folder / "student", ignore_errors=True)
-    unfinished.rename(folder / "student")
+    shutil.rmtree(folder / RunFile.STUDENT, ignore_errors=True)
+    unfinished.rename(folder / RunFile.STUDENT)
 
 def _write_result(result: TrainResult, folder: Path):
     "The summary in training.json; the student stands beside it."
-    write_json(folder / "training.json", {name: value for name, value in vars(result).items() if name != "student"})
+    summary = {name: value for name, value in vars(result).items() if name != "student"}
+    write_json(folder / RunFile.TRAINING, summary)
 
 def _read_result(folder: Path) -> TrainResult | None:
     "What a training that is done left in a folder; None where it is not done."
-    if not (folder / "training.json").exists() or not (folder / "student").is_dir():
+    if not (folder / RunFile.TRAINING).exists() or not (folder / RunFile.STUDENT).is_dir():
         return None
-    return TrainResult(load_student(str(folder / "student")), **read_json(folder / "training.json", RunError))
+    return TrainResult(load_student(str(folder / RunFile.STUDENT)), **read_json(folder / RunFile.TRAINING, RunError))
 
 # %% ../../nbs/training/06_trainer.ipynb #b83fd540
 def _out_of_patience(trainer: CotTrainer) -> bool:
@@ -406,7 +412,8 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     speeds = [row["examples_per_second"] for row in rows[1:] if "examples_per_second" in row]
     return TrainResult(
         student, steps=state.global_step, best_step=state.best_global_step or state.global_step,
-        best_accuracy=float(state.best_metric or 0.0), seconds=last.get("seconds", 0.0),
+        best_accuracy=float("nan") if state.best_metric is None else float(state.best_metric),
+        seconds=last.get("seconds", 0.0), route=trainer.route,
         examples_per_second=float(np.median(speeds)) if speeds else float("nan"),
         stopped=state.global_step < state.max_steps and not _out_of_patience(trainer))
 
@@ -418,7 +425,7 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
         _write_student(trainer.module, student, folder)
         if not result.stopped:
             _write_result(result, folder)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True)
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
@@ -443,12 +450,14 @@ def train(
     folder = Path(folder)
     if (done := _read_result(folder)) is not None:
         return done
+    if (term := run_objective(config)) is not None and term.bound is not None:
+        get_critic(config.critic) # like an objective, refused before anything is loaded
     seed_everything(config.seed)
     student = load_student(config.student, training_texts(data), config.seed, config.dropout)
     if config.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
     arguments = training_arguments(config, folder)
-    history = History(folder / "history.jsonl", arguments.train_batch_size * config.gradient_accumulation_steps
+    history = History(folder / RunFile.HISTORY, arguments.train_batch_size * config.gradient_accumulation_steps
                       * arguments.world_size)
     shown = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])]
     trainer = _make_trainer(config, data, student, history, arguments, [*callbacks, *shown])

@@ -85,7 +85,8 @@ class VariationalObjective(nn.Module):
     ) -> tuple[Tensor, Tensor]: # The loss to minimise, and the bound in nats without graph
         "Score all pairs of a batch; a batch of one pair says nothing and repeats the last estimate."
         if len(z) < 2:
-            return (z.sum() + v.sum()) * 0, self.last.clone()
+            none = sum(parameter.sum() for parameter in self.critic.parameters()) # wrappers wait for every gradient
+            return (z.sum() + v.sum() + none) * 0, self.last.clone()
         with torch.autocast(z.device.type, enabled=False): # scores go into exponentials: bfloat16 is too coarse
             scores = self.critic(self.z_scale(z), self.v_scale(v))
         loss, state = self.bound.loss(scores, self.log_average)
