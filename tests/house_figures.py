@@ -73,7 +73,7 @@ def is_table(body: str) -> bool:
     tree = ast.parse(body).body
     if len(tree) == 1 and isinstance(tree[0], ast.ClassDef):
         return all(m.end_lineno - m.body[0].lineno < 8 for m in tree[0].body if isinstance(m, ast.FunctionDef))
-    return bool(re.match(r"[A-Z_][A-Z0-9_]*(: [^=]+)? = ", body))
+    return all(isinstance(node, (ast.Assign, ast.AnnAssign)) for node in tree)
 
 
 def functions() -> list[tuple[int, str]]:
@@ -134,9 +134,13 @@ def without_docstring() -> list[str]:
 
 # -- structure ---------------------------------------------------------------------------------------------------------
 def patches() -> list[str]:
-    "Functions that are glued onto a class of ours."
-    return [f"{name}.{node.name}" for name, tree in modules().items() for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef) and any("patch" in ast.unparse(d) for d in node.decorator_list)]
+    "Functions that are glued onto a class of ours, by a decorator or by an assignment to an attribute of the class."
+    decorated = [f"{name}.{node.name}" for name, tree in modules().items() for node in ast.walk(tree)
+                 if isinstance(node, ast.FunctionDef) and any("patch" in ast.unparse(d) for d in node.decorator_list)]
+    assigned = [f"{name}: {ast.unparse(target)}" for name, tree in modules().items() for node in tree.body
+                if isinstance(node, ast.Assign) for target in node.targets
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value)[:1].isupper()]
+    return decorated + assigned
 
 
 def late_imports() -> set[tuple[str, str]]:
@@ -146,6 +150,8 @@ def late_imports() -> set[tuple[str, str]]:
         room = name.split(".")[:-1]
         for function in (n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))):
             for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    kept |= {(name, a.name.removeprefix("cotmi.")) for a in node.names if a.name.startswith("cotmi.")}
                 if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("cotmi")):
                     parts = [*room[:len(room) + 1 - node.level], node.module] if node.level else \
                         [(node.module or "").removeprefix("cotmi.")]
