@@ -45,8 +45,8 @@ packages:
 	@said() { "$(BIN)/python" -m pip config list 2>/dev/null | sed -n "s/^[^=]*\.$$1='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | xargs; }; \
 	if command -v uv >/dev/null 2>&1; then \
 	    index=$$(said index-url | cut -d' ' -f1); \
-	    UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(said find-links | tr ' ' ,)}" UV_INDEX="$${UV_INDEX:-$$(said extra-index-url)}" \
 	    if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	    export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(said find-links | tr ' ' ,)}" UV_INDEX="$${UV_INDEX:-$$(said extra-index-url)}"; \
 	    UV_INDEX_STRATEGY=unsafe-best-match uv pip install -q --python "$(BIN)/python" -e '.[dev]' -c constraints.txt && exit 0; \
 	    echo "uv could not install the packages; pip tries it."; \
 	fi; \
