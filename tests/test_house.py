@@ -246,6 +246,15 @@ def test_make_targets_are_explained():
         assert re.search(rf"^{target}: install$", makefile, re.M), f"{target} works without an environment"
 
 
+def test_what_make_runs_is_a_shell_script():
+    "Each recipe, as make would hand it to the shell, is read to its end and not run."
+    for target in ("install", "packages", "hooks", "demo", "lab", "test", "docs", "readme", "bench", "clean"):
+        told = subprocess.run(["make", "-n", "--no-print-directory", target], cwd=ROOT, capture_output=True, text=True,
+                              check=True).stdout
+        read = subprocess.run(["sh", "-n"], input=told, capture_output=True, text=True)
+        assert read.returncode == 0, f"make {target}: {read.stderr}"
+
+
 def test_continuous_integration_runs_what_the_readme_names():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
