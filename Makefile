@@ -74,7 +74,7 @@ test: install
 	"$(BIN)/ruff" check
 	"$(BIN)/basedpyright"
 	HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers 2
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
 docs: install
 	@"$(BIN)/python" docs/build.py
