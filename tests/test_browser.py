@@ -424,6 +424,64 @@ def exercise_comparison(board):
     expect(page.get_by_text("Second run's rationale")).to_be_visible()
 
 
+def tabs(board):
+    return board.get_by_role("tab").all_inner_texts()
+
+
+def figures(board):
+    "Every figure of every tab: its tab and title, once it shows what the kernel sent last."
+    for name in tabs(board):
+        for plot in open_tab(board, name).locator(".cotmi-plot:visible").all():
+            expect(plot).to_have_attribute("data-stale", "0", timeout=20_000)
+            yield name, plot.get_attribute("aria-label"), plot
+
+
+def contents(board):
+    "What every figure draws: its texts, lines, points and background."
+    read = """plot => [getComputedStyle(plot.querySelector('.main-svg')).backgroundColor,
+      ...[...plot.querySelectorAll('.main-svg text')].map(e => e.textContent),
+      ...[...plot.querySelectorAll('.main-svg path')].map(e => e.getAttribute('d'))].join('|')"""
+    return {(tab, title): plot.evaluate(read) for tab, title, plot in figures(board)}
+
+
+def test_lab_no_hidden_figure_is_stale(lab, place):
+    "A control that is moved while a tab is hidden shows its effect when the tab is shown, in every figure."
+    page, (_, growing) = lab[1], place
+    run, comparison = (page.locator(".jp-Cell").nth(i).locator(".cotmi") for i in (3, 4))
+    for board in (run, comparison):
+        board.scroll_into_view_if_needed()
+        plain = contents(board)
+        first, *_, last = tabs(board)
+        for here, theme, colour in ((first, "dark", "rgb(27, 30, 35)"), (last, "light", "rgb(255, 255, 255)")):
+            open_tab(board, here) # every figure of another tab is hidden
+            board.get_by_role("button", name=theme, exact=True).click()
+            shown = contents(board)
+            assert set(shown) == set(plain) and all(text.startswith(colour) for text in shown.values()), theme
+    open_tab(run, tabs(run)[-1])
+    before = lines(titled(open_tab(run, "Training"), "Loss terms"))
+    open_tab(run, tabs(run)[-1])
+    made.grow(growing, 300)
+    run.get_by_role("button", name="Refresh").click()
+    expect(run.get_by_text(re.compile("step"))).not_to_have_count(0)
+    list(figures(run))
+    assert lines(titled(open_tab(run, "Training"), "Loss terms")) != before
+    # Each box of the comparison: a figure shows hidden what it shows when the box is ticked in its sight.
+    for box in ("dss", "1"):
+        ticked = lambda: comparison.locator(".widget-checkbox:visible", has_text=box).locator("input").first # noqa: B023, E731
+        for name in tabs(comparison):
+            open_tab(comparison, name)
+            ticked().set_checked(False)
+            in_sight = {key: text for key, text in contents(comparison).items() if key[0] == name}
+            ticked().set_checked(True)
+            contents(comparison)
+            elsewhere = next(tab for tab in tabs(comparison) if tab != name)
+            open_tab(comparison, elsewhere)
+            ticked().set_checked(False)
+            assert {key: text for key, text in contents(comparison).items() if key[0] == name} == in_sight
+            ticked().set_checked(True)
+            contents(comparison)
+
+
 def test_lab_coming_back(lab):
     "What was changed is there when the page is opened again."
     url, page = lab

@@ -1,4 +1,5 @@
-// A plotly figure with its tools: drawn when it is first visible, drawn anew when the kernel sends another.
+// A plotly figure with its tools: drawn when it is visible, and drawn anew when the kernel sends another. What changes while
+// it is hidden marks it as stale, and it is drawn when it is shown again.
 const slug = text => (text || 'figure').replace(/<[^>]*>/g, '').toLowerCase().replace(/[^a-z0-9]+/g, '-')
   .replace(/^-|-$/g, '').slice(0, 60);
 const save = (name, href) => {
@@ -22,7 +23,12 @@ export default { render({ model, el }) {
   const [box, target, tools] = [0, 0, 0].map(() => document.createElement('div'));
   box.className = 'cotmi-plot'; tools.className = 'cotmi-tools'; box.append(target, tools); el.append(box);
   box.dataset.drawn = 0; box.setAttribute('role', 'figure');
-  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false;
+  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false, stale = true;
+  const mark = on => { stale = on; box.dataset.stale = Number(on); };
+  const reserve = () => { // the height is known before the figure is drawn, so that nothing below it moves
+    const text = model.get('_figure'), usual = model.get('_templates').light.layout.height;
+    box.style.minHeight = text ? (JSON.parse(text).layout.height ?? usual) + 'px' : '';
+  };
   const button = (text, title, action) => {
     const made = Object.assign(document.createElement('button'), { type: 'button', textContent: text, title });
     made.setAttribute('aria-label', title); made.onclick = action; tools.append(made);
@@ -55,13 +61,15 @@ export default { render({ model, el }) {
     return made;
   };
   const draw = async () => {
+    mark(true);
     if (busy) { again = true; return; }
     busy = true;
     try {
       ready ??= await source(model.get('version'));
-      if (gone || !box.offsetWidth || !model.get('_figure')) return; // drawn when it is first visible
       do {
-        again = false; figure = prepare(); width = box.offsetWidth;
+        again = false;
+        if (gone || !box.offsetWidth || !model.get('_figure')) return; // drawn when it is visible
+        figure = prepare(); width = box.offsetWidth;
         const fresh = !target._fullLayout;
         await ready.plotly.react(target, figure.data, figure.layout,
           { displayModeBar: false, doubleClick: 'reset', responsive: false });
@@ -71,6 +79,7 @@ export default { render({ model, el }) {
           model.send({ event: 'drawn' });
         }
         box.dataset.drawn = Number(box.dataset.drawn) + 1;
+        mark(again);
       } while (again && !gone);
     } catch (fault) {
       target.textContent = 'This figure cannot be drawn: ' + fault.message;
@@ -78,17 +87,18 @@ export default { render({ model, el }) {
   };
   const visible = new ResizeObserver(() => {
     if (!box.offsetWidth) return;
-    if (!target._fullLayout) draw();
+    if (stale) draw();
     else if (box.offsetWidth !== width) { width = box.offsetWidth; ready.plotly.Plots.resize(target); }
   });
   visible.observe(box);
   const page = new MutationObserver(() => model.get('theme') === 'auto' && draw());
   page.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light'] });
-  const later = () => requestAnimationFrame(draw); // the box takes its class first
-  model.on('change:_figure', draw); model.on('change:theme', later);
-  draw();
+  const later = () => { mark(true); requestAnimationFrame(draw); }; // the box takes its class first
+  const changed = () => { reserve(); draw(); };
+  model.on('change:_figure', changed); model.on('change:theme', later);
+  changed();
   return () => {
-    gone = true; visible.disconnect(); page.disconnect(); model.off('change:_figure', draw);
+    gone = true; visible.disconnect(); page.disconnect(); model.off('change:_figure', changed);
     model.off('change:theme', later);
     if (ready && target._fullLayout) ready.plotly.purge(target);
   };
