@@ -13,7 +13,9 @@ import ipywidgets as widgets
 
 from ..core import RunError
 from .accuracy_information_view import AccuracyInformationView
+from .comparable import unlike, what_differs
 from .curves_view import CurvesView
+from .differences_view import DifferencesView
 from .groups import group_colours, group_names
 from .intervals_view import IntervalsView
 from .layout import card, toolbar
@@ -25,7 +27,7 @@ from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #9527f6b4
 COMPARE_VIEWS: dict[str, type[View]] = {view.title: view for view in (
-    RunsView, CurvesView, IntervalsView, AccuracyInformationView, OutcomesView)}
+    RunsView, CurvesView, IntervalsView, DifferencesView, AccuracyInformationView, OutcomesView)}
 
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #d387cfe3
 def _field(run: Run, name: str) -> str: return str(run.config.get(name, "unknown"))
@@ -75,6 +77,14 @@ def _reread_button(dash: "CompareDashboard") -> widgets.Button:
     made.on_click(lambda _: dash.reread())
     return made
 
+# %% ../../nbs/dashboards/29_compare_dashboard.ipynb #2467f713
+def _colour_choice(dash: "CompareDashboard") -> widgets.Dropdown:
+    "By what groups are coloured: each its own colour, or one for each value of something in which they differ."
+    fields = [field for field in what_differs(dash.runs, dash.names).columns]
+    made = widgets.Dropdown(options=[("group", ""), *((field, field) for field in fields)], description="Colour by")
+    watch(dash.refresh_views, made)
+    return made
+
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #8ff3df9d
 class CompareDashboard(Dashboard):
     "A dashboard over many runs."
@@ -88,10 +98,10 @@ class CompareDashboard(Dashboard):
         self.runs = _runs_of(runs)
         self.names = group_names(self.runs) # the folder of a run to the name of its group
         self.fields, self.said = _fields_of(self.runs, self.refresh), widgets.HTML()
-        self.update = _reread_button(self)
+        self.update, self.colour = _reread_button(self), _colour_choice(self)
         tabs = COMPARE_VIEWS.values() if views is None else views
         self.pages = pages_of(self, tabs, "Views of the comparison", self.state, self.update, self.theme)
-        self.put(card(self.said, toolbar(*self.fields.values())), self.pages)
+        self.put(card(self.said, toolbar(*self.fields.values(), self.colour)), self.pages)
         self.refresh()
 
     @property
@@ -102,9 +112,11 @@ class CompareDashboard(Dashboard):
 
     @property
     def colours(self) -> dict[str, str]:
-        "Group to colour, the same whatever is chosen."
-        return group_colours(self.runs, self.names)
+        "Group to colour, the same whatever is chosen; grey for what is not to be held against the rest."
+        return group_colours(self.runs, self.names, str(self.colour.value), self.unlike)
 
+    @property
+    def unlike(self) -> dict[str, str]: return unlike(self.selected, self.names) # Group to reason
     def refresh(self) -> None:
         "Show the chosen runs in every view."
         self.said.value = _summary_html(self)
