@@ -154,6 +154,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'cotmi/dashboards/compare_dashboard.py'),
                                                     'cotmi.dashboards.compare_dashboard._runs_of': ( 'dashboards/compare_dashboard.html#_runs_of',
                                                                                                      'cotmi/dashboards/compare_dashboard.py'),
+                                                    'cotmi.dashboards.compare_dashboard._selected': ( 'dashboards/compare_dashboard.html#_selected',
+                                                                                                      'cotmi/dashboards/compare_dashboard.py'),
                                                     'cotmi.dashboards.compare_dashboard._summary_html': ( 'dashboards/compare_dashboard.html#_summary_html',
                                                                                                           'cotmi/dashboards/compare_dashboard.py')},
             'cotmi.dashboards.curves': { 'cotmi.dashboards.curves._accuracy_line': ( 'dashboards/curves.html#_accuracy_line',

@@ -70,6 +70,10 @@ def _summary_html(dash: "CompareDashboard") -> str:
     return (f"<h2>{len(selected)} of {len(dash.runs)} runs</h2><div class='cotmi-soft'>{complete} complete, {groups} "
             "groups that differ in more than the seed</div>")
 
+def _selected(dash: "CompareDashboard") -> list[Run]:
+    "The runs that pass the choices of data, method and seed."
+    return [run for run in dash.runs if all(_field(run, name) in field.chosen for name, field in dash.fields.items())]
+
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #d277f52e
 def _reread_button(dash: "CompareDashboard") -> widgets.Button:
     "The button that reads what has changed on disk."
@@ -105,10 +109,7 @@ class CompareDashboard(Dashboard):
         self.refresh()
 
     @property
-    def selected(self) -> list[Run]:
-        "The runs that pass the choices of data, method and seed."
-        return [run for run in self.runs
-                if all(_field(run, name) in field.chosen for name, field in self.fields.items())]
+    def selected(self) -> list[Run]: return _selected(self) # Those that pass the choices of data, method and seed
 
     @property
     def colours(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import pandas as pd
 
 from .comparable import unlike_note, what_differs
-from .layout import card, stack
+from .layout import card, stack, toolbar
 from .markup import bullets, key_values, plain_table, quiet, remark
 from .run_dashboard import RunDashboard
 from .table import Table
@@ -66,7 +66,7 @@ class RunsView(View):
         self.open = widgets.Button(description="Open this run", tooltip="Show its dashboard below", disabled=True)
         self.open.on_click(lambda _: self.show_run())
         self.place, self.chosen_run = stack(), None
-        return stack(card(self.differ), card(self.table, self.note, self.open), self.place)
+        return stack(card(self.differ), card(self.table, self.note, toolbar(self.open)), self.place)
 
     def refresh(self) -> None:
         self.shown = list(self.dash.selected)
