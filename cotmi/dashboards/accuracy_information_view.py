@@ -22,12 +22,12 @@ from ..runs.run_folder import Run
 from ..students.methods import METHODS
 
 # %% ../../nbs/dashboards/27_accuracy_information_view.ipynb #f51763e3
-def _run_point(run: Run) -> dict | None:
+def _run_point(run: Run, group: str) -> dict | None:
     "A row for the figure; None where the run lacks one of the two."
     mi, accuracy = run.interval("test/mi"), run.interval("test/accuracy")
     if mi is None or accuracy is None:
         return None
-    return {"label": run.title, "method": str(run.config.get("method") or "unknown"), "mi": mi.value,
+    return {"label": run.title, "group": group, "mi": mi.value,
             "mi_low": mi.low, "mi_high": mi.high, "accuracy": accuracy.value, "accuracy_low": accuracy.low,
             "accuracy_high": accuracy.high}
 
@@ -80,7 +80,7 @@ class AccuracyInformationView(View):
         "Draw the runs with the chosen features that may be held against each other."
         kind, odd = str(self.features.value), self.dash.unlike
         fit, left_out = _with_features(self.dash.selected, self.dash.names, kind, odd)
-        table = pd.DataFrame([row for run in fit if (row := _run_point(run))])
-        self.points.figure = mi_against_accuracy(table)
+        table = pd.DataFrame([row for run in fit if (row := _run_point(run, self.dash.names[run.path]))])
+        self.points.figure = mi_against_accuracy(table, self.dash.colours)
         said = [rank_sentence(table), _untaught_sentence(fit), *left_out]
         self.note.value = "".join(map(remark, filter(None, said)))
