@@ -218,6 +218,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'cotmi/dashboards/differences_view.py'),
                                                    'cotmi.dashboards.differences_view._renamed': ( 'dashboards/differences_view.html#_renamed',
                                                                                                    'cotmi/dashboards/differences_view.py'),
+                                                   'cotmi.dashboards.differences_view._rounded': ( 'dashboards/differences_view.html#_rounded',
+                                                                                                   'cotmi/dashboards/differences_view.py'),
                                                    'cotmi.dashboards.differences_view._signed': ( 'dashboards/differences_view.html#_signed',
                                                                                                   'cotmi/dashboards/differences_view.py'),
                                                    'cotmi.dashboards.differences_view._tested_rows': ( 'dashboards/differences_view.html#_tested_rows',

@@ -28,14 +28,17 @@ LEVEL = 0.05 # Of the tests, after Holm
 
 def _signed(value: float) -> str: return f"{round(value, 2) + 0.0:+.2f}" # + 0.0: no -0.00
 
+def _rounded(p: float) -> float: return float(f"{p:.2g}") # as far as its size says anything
+
 def _tested_rows(groups: list[Group], metric: Metric, notes: list[str]) -> pd.DataFrame:
     "A row for each tested pair of groups."
     rows = []
     for n, pair in enumerate(pairs_table(groups, [metric], notes).to_dict("records")):
         value, low, high, smallest = (metric.factor * pair[k] for k in ("difference", "low", "high", "smallest"))
         rows.append({"id": str(n), "dataset": pair["dataset"], "a": pair["a"], "b": pair["b"],
-                     "difference": f"{_signed(value)} [{_signed(low)}, {_signed(high)}]", "p": float(f"{pair['p_value']:.2g}"),
-                     "p_holm": float(f"{pair['p_holm']:.2g}"), "holds": bool(pair["p_holm"] < LEVEL),
+                     "difference": f"{_signed(value)} [{_signed(low)}, {_signed(high)}]",
+                     "p": _rounded(pair["p_value"]), "p_holm": _rounded(pair["p_holm"]),
+                     "holds": bool(pair["p_holm"] < LEVEL),
                      "smallest": smallest if np.isfinite(smallest) else None, "test": pair["test"]})
     return pd.DataFrame(rows, columns=["id", *(c[0] for c in _COLUMNS)])
 

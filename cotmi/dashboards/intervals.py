@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from .figures import COLOURS, METHOD_COLOURS, PALETTE, empty_figure, new_figure, reference_line, safe
+from .figures import COLOURS, PALETTE, empty_figure, new_figure, reference_line, safe
 
 # %% ../../nbs/dashboards/02_intervals.ipynb #44558d58
 def _points(rows: pd.DataFrame, shown: str) -> go.Scatter:
