@@ -21,7 +21,8 @@ from .intervals_view import IntervalsView
 from .layout import card, toolbar
 from .markup import quiet
 from .outcomes_view import OutcomesView
-from .runs_view import RunsView
+from .runs_view import RunsView, differences_html, runs_html
+from .story import styled
 from .view import Dashboard, View, pages_of, watch
 from ..runs.run_folder import Run, list_runs
 
@@ -89,6 +90,14 @@ def _colour_choice(dash: "CompareDashboard") -> widgets.Dropdown:
     watch(dash.refresh_views, made)
     return made
 
+# %% ../../nbs/dashboards/29_compare_dashboard.ipynb #eaba258d
+def _story(dash: "CompareDashboard") -> str:
+    "The comparison without scripts: how many runs, what they differ in, and each with its accuracy."
+    runs = dash.selected
+    parts = [_summary_html(dash), differences_html(what_differs(runs, dash.names), dash.unlike),
+             runs_html(runs, dash.names)]
+    return styled(f"<div class='cotmi-card'>{part}</div>" for part in parts)
+
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #8ff3df9d
 class CompareDashboard(Dashboard):
     "A dashboard over many runs."
@@ -107,7 +116,6 @@ class CompareDashboard(Dashboard):
         self.pages = pages_of(self, tabs, "Views of the comparison", self.state, self.update, self.theme)
         self.put(card(self.said, toolbar(*self.fields.values(), self.colour)), self.pages)
         self.refresh()
-
     @property
     def selected(self) -> list[Run]: return _selected(self) # Those that pass the choices of data, method and seed
 
@@ -118,6 +126,7 @@ class CompareDashboard(Dashboard):
 
     @property
     def unlike(self) -> dict[str, str]: return unlike(self.selected, self.names) # Group to reason
+    def story(self) -> str: return _story(self)
     def refresh(self) -> None:
         "Show the chosen runs in every view."
         self.said.value = _summary_html(self)

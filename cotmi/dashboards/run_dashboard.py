@@ -24,6 +24,7 @@ from .pairs_view import PairsView
 from .rationales_view import RationalesView
 from .run_header import header_html
 from .setup_view import SetupView
+from .story import story_html
 from .training_view import TrainingView
 from .view import Dashboard, View, pages_of
 from ..runs.run_folder import Run, list_runs
@@ -93,6 +94,12 @@ def _refresh(dash: "RunDashboard", always: bool) -> bool:
             dash.refresh_views()
         return changed
 
+def _read_once(dash: "RunDashboard") -> pd.DataFrame:
+    "The test examples of the run."
+    with dash._lock:
+        dash._examples = examples_of(dash.run) if dash._examples is None else dash._examples
+        return dash._examples
+
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
 class RunDashboard(Dashboard):
     "A dashboard over one run folder."
@@ -116,10 +123,9 @@ class RunDashboard(Dashboard):
     @property
     def examples(self) -> pd.DataFrame:
         "The test examples, as `examples_of` gives them; read when first asked for."
-        with self._lock:
-            self._examples = examples_of(self.run) if self._examples is None else self._examples
-            return self._examples
+        return _read_once(self)
 
+    def story(self) -> str: return story_html(self.run)
     def refresh(self, always: bool = False) -> bool:
         "Show what has changed on disk, or all if `always`; filters, tabs and the chosen example stay."
         return _refresh(self, always)
