@@ -97,7 +97,8 @@ def _refresh(dash: "RunDashboard", always: bool) -> bool:
 def _read_once(dash: "RunDashboard") -> pd.DataFrame:
     "The test examples of the run."
     with dash._lock:
-        dash._examples = examples_of(dash.run) if dash._examples is None else dash._examples
+        if dash._examples is None:
+            dash._examples = examples_of(dash.run)
         return dash._examples
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
@@ -113,7 +114,8 @@ class RunDashboard(Dashboard):
         self._lock, self._warm, self.follower = threading.RLock(), False, _Follower(self.refresh)
         self.run = newest_run() if run is None else run if isinstance(run, Run) else Run(run)
         super().__init__(theme)
-        self._examples, self.header = None, widgets.HTML(header_html(self.run))
+        self._examples: pd.DataFrame | None = None
+        self.header = widgets.HTML(header_html(self.run))
         self.update, self.follow = _reading_controls(self)
         controls = self.state, self.follow, self.update, self.theme
         self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)

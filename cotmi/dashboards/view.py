@@ -110,6 +110,8 @@ def _with_story(dash: "Dashboard", bundle: Any) -> Any:
 # %% ../../nbs/dashboards/13_view.ipynb #3d2e5cc3
 class Dashboard(widgets.VBox):
     "Views in one theme that share one chosen example."
+    pages: Pages # The tabs; made by the dashboard of a run, or of many
+
     def __init__(
         self,
         theme: str = "auto", # auto (that of the page), light or dark
