@@ -9,6 +9,7 @@ __all__ = ['on_paper', 'report_html', 'write_report']
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
@@ -34,9 +35,15 @@ def _figure_html(figure: go.Figure) -> str:
     made = go.Figure(figure).update_layout(autosize=True, width=None)
     return made.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
 
+def _cell(value: Any) -> Any:
+    "A cell as a reader wants it."
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+
 def _table_html(table: Table) -> str:
     "The page of a table that is shown."
-    cells = [["" if v is None else v for v in row["cells"]] for row in table._view["rows"]]
+    cells = [list(map(_cell, row["cells"])) for row in table._view["rows"]]
     return plain_table([column["label"] for column in table.columns], cells) if cells else ""
 
 # %% ../../nbs/dashboards/35_report.ipynb #49e78cf4
@@ -51,16 +58,19 @@ def on_paper(
     if isinstance(widget, Table):
         return _table_html(widget)
     classes = " ".join(getattr(widget, "_dom_classes", ()))
-    if not isinstance(widget, widgets.Box) or "cotmi-bar" in classes:
+    if not isinstance(widget, widgets.Box) or {"cotmi-bar", "cotmi-doing"} & set(widget._dom_classes):
         return ""
     inner = "".join(map(on_paper, widget.children))
     return f"<div class='{esc(classes)}'>{inner}</div>" if inner else ""
 
 # %% ../../nbs/dashboards/35_report.ipynb #fd98c747
 def _sections(dash: Dashboard) -> Iterator[tuple[str, str]]:
-    "Title and HTML of every view."
+    "Title and HTML of every view, with an example open where there are examples."
     for title in dash.pages.tabs.names:
         dash.pages.turn_to(title)
+    if isinstance(dash, RunDashboard) and len(dash.examples):
+        dash.show_example(str(dash.examples["id"].iloc[0]))
+    for title in dash.pages.tabs.names:
         yield title, on_paper(dash.pages.page(title))
 
 _PAGE = """<!doctype html>
