@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'run_command', 'parameters_command', 'list_command', 'compare_command', 'evaluate_command', 'judge_command',
-           'data_command', 'sweep_command', 'dashboard_command', 'main']
+           'data_command', 'sweep_command', 'dashboard_command', 'report_command', 'main']
 
 # %% ../nbs/10_cli.ipynb #29b1ef02
 import os
@@ -332,6 +332,20 @@ def dashboard_command(
     if not dry:
         require(server, extra, "`cotmi dashboard`")
         raise typer.Exit(subprocess.run(command).returncode)
+
+# %% ../nbs/10_cli.ipynb #84ac980c
+@app.command("report", rich_help_panel="Results")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run folder, or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; reports/ of the outputs folder if not given.",
+                                             show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option(help="Write Markdown with pictures as well.")] = True,
+) -> None:
+    "Write a run or a comparison as one page that needs no network, and as Markdown with pictures."
+    require("plotly", "dashboards", "`cotmi report`")
+    from cotmi.dashboards.report import write_report  # plotly and widgets, which nothing else here needs
+
+    typer.echo(str(write_report(folder, out, markdown)))
 
 # %% ../nbs/10_cli.ipynb #ca384487
 def main(

@@ -1,8 +1,10 @@
 """The dashboards in a real Chromium, in JupyterLab and in Voilà."""
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import time
 
 import helpers_browser as browser
@@ -422,6 +424,118 @@ def exercise_comparison(board):
     expect(page.locator(".cotmi-table .count")).not_to_have_text(before)
     page.locator(".cotmi-table tbody tr").first.click()
     expect(page.get_by_text("Second run's rationale")).to_be_visible()
+
+
+def tabs(board):
+    return board.get_by_role("tab").all_inner_texts()
+
+
+def figures(board):
+    "Every figure of every tab: its tab and title, once it shows what the kernel sent last."
+    for name in tabs(board):
+        for plot in open_tab(board, name).locator(".cotmi-plot:visible").all():
+            expect(plot).to_have_attribute("data-stale", "0", timeout=20_000)
+            yield name, plot.get_attribute("aria-label"), plot
+
+
+def contents(board):
+    "What every figure draws: its texts, lines, points and background."
+    read = """plot => [getComputedStyle(plot.querySelector('.main-svg')).backgroundColor,
+      ...[...plot.querySelectorAll('.main-svg text')].map(e => e.textContent),
+      ...[...plot.querySelectorAll('.main-svg path')].map(e => e.getAttribute('d'))].join('|')"""
+    return {(tab, title): plot.evaluate(read) for tab, title, plot in figures(board)}
+
+
+def test_lab_no_hidden_figure_is_stale(lab, place):
+    "A control that is moved while a tab is hidden shows its effect when the tab is shown, in every figure."
+    page, (_, growing) = lab[1], place
+    run, comparison = (page.locator(".jp-Cell").nth(i).locator(".cotmi") for i in (3, 4))
+    for board in (run, comparison):
+        board.scroll_into_view_if_needed()
+        plain = contents(board)
+        first, *_, last = tabs(board)
+        for here, theme, colour in ((first, "dark", "rgb(27, 30, 35)"), (last, "light", "rgb(255, 255, 255)")):
+            open_tab(board, here) # every figure of another tab is hidden
+            board.get_by_role("button", name=theme, exact=True).click()
+            shown = contents(board)
+            assert set(shown) == set(plain) and all(text.startswith(colour) for text in shown.values()), theme
+    open_tab(run, tabs(run)[-1])
+    before = lines(titled(open_tab(run, "Training"), "Loss terms"))
+    open_tab(run, tabs(run)[-1])
+    made.grow(growing, 300)
+    run.get_by_role("button", name="Refresh").click()
+    expect(run.get_by_text(re.compile("step"))).not_to_have_count(0)
+    list(figures(run))
+    assert lines(titled(open_tab(run, "Training"), "Loss terms")) != before
+    # Each box of the comparison: a figure shows hidden what it shows when the box is ticked in its sight.
+    for box in ("dss", "1"):
+        ticked = lambda: comparison.locator(".widget-checkbox:visible", has_text=box).locator("input").first # noqa: B023, E731
+        for name in tabs(comparison):
+            open_tab(comparison, name)
+            ticked().set_checked(False)
+            in_sight = {key: text for key, text in contents(comparison).items() if key[0] == name}
+            ticked().set_checked(True)
+            contents(comparison)
+            elsewhere = next(tab for tab in tabs(comparison) if tab != name)
+            open_tab(comparison, elsewhere)
+            ticked().set_checked(False)
+            assert {key: text for key, text in contents(comparison).items() if key[0] == name} == in_sight
+            ticked().set_checked(True)
+            contents(comparison)
+
+
+# Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.
+CROWDED = """plot => {
+  const places = ['.gtitle', '.legendtext', '.xtitle', '.ytitle', '.annotation-text', '.xtick text', '.ytick text',
+                  '.cbtitle text', '.cbaxis text'].flatMap(kind => [...plot.querySelectorAll(kind)].map(e => [kind, e]))
+    .filter(([, e]) => e.getBoundingClientRect().width && e.textContent.trim())
+    .filter(([, e]) => getComputedStyle(e).visibility !== 'hidden')
+    .map(([kind, e]) => [kind, e.textContent, e.getBoundingClientRect()]);
+  const host = plot.getBoundingClientRect(), bad = [];
+  places.forEach(([kind, text, a], i) => {
+    if (a.left < host.left - 1 || a.right > host.right + 1 || a.top < host.top - 1 || a.bottom > host.bottom + 1)
+      bad.push(`${text} leaves the figure`);
+    places.slice(i + 1).forEach(([other, word, b]) => {
+      if (kind === other && text === word) return; // the parts of one text
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2.5) bad.push(`${text} stands on ${word}`);
+    });
+  });
+  return [bad, plot.querySelector('.js-plotly-plot')._fullLayout._size.w / host.width];
+}"""
+
+
+def test_nothing_overlaps(crowd, started):
+    "Every figure of every tab at three widths, 853 being 1280 at a zoom of 150 %: no text on another, none cut."
+    with browser.new_page(started, 420, 1200) as page:
+        page.goto(crowd)
+        boards(page).nth(2).get_by_role("tab").first.wait_for(timeout=90_000)
+        for width in (420, 853, 1280):
+            page.set_viewport_size({"width": width, "height": 1200})
+            for board in boards(page).all():
+                for tab, title, plot in figures(board):
+                    crowded, room = plot.evaluate(CROWDED)
+                    assert not crowded, f"{width}, {tab}, {title}: {crowded[:5]}"
+                    assert room > 0.4, f"{width}, {tab}, {title}: {room:.0%} of the figure is left to draw in"
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    "A Voilà with two runs and a comparison of groups that share their method; its address."
+    folder = tmp_path_factory.mktemp("crowd")
+    run = made.make_run(folder / "outputs", examples=400, seed=5)
+    choice = made.make_run(folder / "outputs", dataset="places", examples=300, kind="choice", features="decoder")
+    made.make_grid(folder / "grid", seeds=3, examples=120)
+    whole = min(path.parent for path in (folder / "grid").rglob("config.json"))
+    short = shutil.copytree(whole, whole.parent / "short") / "config.json"
+    stored = json.loads(short.read_text())
+    stored["values"]["max_steps"] = 150
+    short.write_text(json.dumps(stored))
+    browser.notebook(folder / "page.ipynb", "from cotmi import CompareDashboard, RunDashboard",
+                     f"RunDashboard({str(run)!r})", f"RunDashboard({str(choice)!r})", "CompareDashboard('grid')")
+    with browser.voila(folder / "page.ipynb") as url:
+        yield url
 
 
 def test_lab_coming_back(lab):

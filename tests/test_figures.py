@@ -41,7 +41,7 @@ def every_figure(run) -> dict[str, go.Figure]:
         "labels": bars.label_bars([made.HOSTILE, "b"], [0.3, 0.7], made.HOSTILE, "b", [0.5, 0.5]),
         "seeds": curves.seed_curves({made.HOSTILE: [run.history, run.history]}, "loss", "loss (nats)"),
         "information": intervals.mi_against_accuracy(pd.DataFrame([{
-            "label": made.HOSTILE, "method": "mi", "mi": 1, "mi_low": 0, "mi_high": 2, "accuracy": 0.5,
+            "label": made.HOSTILE, "group": "mi", "mi": 1, "mi_low": 0, "mi_high": 2, "accuracy": 0.5,
             "accuracy_low": 0.4, "accuracy_high": 0.6}])),
         "rows": bars.row_bars(pd.DataFrame({"used": [5], made.HOSTILE: [1]}, index=[made.HOSTILE])),
     }

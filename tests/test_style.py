@@ -21,7 +21,7 @@ COMMAND = "only this command needs it"
 LATE = {
     ("__init__", "core"): "only where an extra is missing",
     ("cli", "data.fetch"): COMMAND, ("cli", "llm.judge"): COMMAND, ("cli", "runs.comparison"): COMMAND,
-    ("cli", "runs.judging"): COMMAND,
+    ("cli", "runs.judging"): COMMAND, ("cli", "dashboards.report"): COMMAND,
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
     ("dashboards.asking", "students.tasks"): TORCH,
     ("dashboards.calibration_figures", "evaluation.calibration"): TORCH,

@@ -6,23 +6,28 @@
 __all__ = ['rank_sentence', 'AccuracyInformationView']
 
 # %% ../../nbs/dashboards/27_accuracy_information_view.ipynb #319c8c7e
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
 from .intervals import mi_against_accuracy
-from .layout import card, stack
+from .layout import card, stack, toolbar
 from .markup import remark
-from .view import View
+from .view import View, watch
 from ..runs.run_folder import Run
+from ..students.methods import METHODS
 
 # %% ../../nbs/dashboards/27_accuracy_information_view.ipynb #f51763e3
-def _run_point(run: Run) -> dict | None:
+def _run_point(run: Run, group: str) -> dict | None:
     "A row for the figure; None where the run lacks one of the two."
     mi, accuracy = run.interval("test/mi"), run.interval("test/accuracy")
     if mi is None or accuracy is None:
         return None
-    return {"label": run.title, "method": str(run.config.get("method") or "unknown"), "mi": mi.value,
+    return {"label": run.title, "group": group, "mi": mi.value,
             "mi_low": mi.low, "mi_high": mi.high, "accuracy": accuracy.value, "accuracy_low": accuracy.low,
             "accuracy_high": accuracy.high}
 
@@ -37,16 +42,45 @@ def rank_sentence(
     return (f"Spearman's rank correlation over {len(table)} runs: {r:.2f}. Runs are few and differ in more than "
             "one thing, so this describes them and proves nothing.")
 
+# %% ../../nbs/dashboards/27_accuracy_information_view.ipynb #2546655c
+def _with_features(runs: Iterable[Run], names: Mapping[Path, str], kind: str,
+                   odd: Mapping[str, str]) -> tuple[list[Run], list[str]]:
+    "The runs whose Z and V are of one kind and whose group may be compared, and sentences on what is left out."
+    alike = [run for run in runs if str(run.config.get("features") or "unknown") == kind]
+    fit = [run for run in alike if names[run.path] not in odd]
+    out = dict.fromkeys(names[run.path] for run in alike if run not in fit)
+    return fit, [f"{name} is left out: {odd[name]}." for name in out]
+
+def _untaught_sentence(runs: Iterable[Run]) -> str:
+    "What the information of a method without rationales is worth; empty where there is none."
+    untaught = dict.fromkeys(str(run.config.get("method")) for run in runs
+                             if (method := METHODS.get(str(run.config.get("method")))) and not method.explains)
+    return (f"{' and '.join(untaught)} never learnt to write rationales: V is what the student makes of the prefix "
+            "`explain:` untaught, so Î says how alike two readings of one input are.") if untaught else ""
+
 # %% ../../nbs/dashboards/27_accuracy_information_view.ipynb #28f3e7ed
 class AccuracyInformationView(View):
     "Held-out information against accuracy."
     title = "Information"
 
     def build(self) -> widgets.Widget:
+        self.features = widgets.Dropdown(description="Features")
         self.points, self.note = self.dash.plot(), widgets.HTML()
-        return stack(card(self.points, self.note))
+        watch(self.show, self.features)
+        return stack(card(toolbar(self.features), self.points, self.note))
 
     def refresh(self) -> None:
-        table = pd.DataFrame([row for run in self.dash.selected if (row := _run_point(run))])
-        self.points.figure = mi_against_accuracy(table)
-        self.note.value = remark(rank_sentence(table))
+        kinds = Counter(str(run.config.get("features") or "unknown") for run in self.dash.selected)
+        held = self.features.value
+        self.features.options = [kind for kind, _ in kinds.most_common()]
+        self.features.value = held if held in kinds else next(iter(self.features.options), None)
+        self.show()
+
+    def show(self) -> None:
+        "Draw the runs with the chosen features that may be held against each other."
+        kind, odd = str(self.features.value), self.dash.unlike
+        fit, left_out = _with_features(self.dash.selected, self.dash.names, kind, odd)
+        table = pd.DataFrame([row for run in fit if (row := _run_point(run, self.dash.names[run.path]))])
+        self.points.figure = mi_against_accuracy(table, self.dash.colours)
+        said = [rank_sentence(table), _untaught_sentence(fit), *left_out]
+        self.note.value = "".join(map(remark, filter(None, said)))

@@ -13,19 +13,22 @@ import ipywidgets as widgets
 
 from ..core import RunError
 from .accuracy_information_view import AccuracyInformationView
+from .comparable import unlike, what_differs
 from .curves_view import CurvesView
+from .differences_view import DifferencesView
 from .groups import group_colours, group_names
 from .intervals_view import IntervalsView
 from .layout import card, toolbar
 from .markup import quiet
 from .outcomes_view import OutcomesView
-from .runs_view import RunsView
+from .runs_view import RunsView, differences_html, runs_html
+from .story import styled
 from .view import Dashboard, View, pages_of, watch
 from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #9527f6b4
 COMPARE_VIEWS: dict[str, type[View]] = {view.title: view for view in (
-    RunsView, CurvesView, IntervalsView, AccuracyInformationView, OutcomesView)}
+    RunsView, CurvesView, IntervalsView, DifferencesView, AccuracyInformationView, OutcomesView)}
 
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #d387cfe3
 def _field(run: Run, name: str) -> str: return str(run.config.get(name, "unknown"))
@@ -68,12 +71,32 @@ def _summary_html(dash: "CompareDashboard") -> str:
     return (f"<h2>{len(selected)} of {len(dash.runs)} runs</h2><div class='cotmi-soft'>{complete} complete, {groups} "
             "groups that differ in more than the seed</div>")
 
+def _selected(dash: "CompareDashboard") -> list[Run]:
+    "The runs that pass the choices of data, method and seed."
+    return [run for run in dash.runs if all(_field(run, name) in field.chosen for name, field in dash.fields.items())]
+
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #d277f52e
 def _reread_button(dash: "CompareDashboard") -> widgets.Button:
     "The button that reads what has changed on disk."
     made = widgets.Button(description="Refresh", tooltip="Read the run folders again")
     made.on_click(lambda _: dash.reread())
     return made
+
+# %% ../../nbs/dashboards/29_compare_dashboard.ipynb #2467f713
+def _colour_choice(dash: "CompareDashboard") -> widgets.Dropdown:
+    "By what groups are coloured: each its own colour, or one for each value of something in which they differ."
+    fields = [field for field in what_differs(dash.runs, dash.names).columns]
+    made = widgets.Dropdown(options=[("group", ""), *((field, field) for field in fields)], description="Colour by")
+    watch(dash.refresh_views, made)
+    return made
+
+# %% ../../nbs/dashboards/29_compare_dashboard.ipynb #eaba258d
+def _story(dash: "CompareDashboard") -> str:
+    "The comparison without scripts: how many runs, what they differ in, and each with its accuracy."
+    runs = dash.selected
+    parts = [_summary_html(dash), differences_html(what_differs(runs, dash.names), dash.unlike),
+             runs_html(runs, dash.names)]
+    return styled(f"<div class='cotmi-card'>{part}</div>" for part in parts)
 
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #8ff3df9d
 class CompareDashboard(Dashboard):
@@ -88,23 +111,22 @@ class CompareDashboard(Dashboard):
         self.runs = _runs_of(runs)
         self.names = group_names(self.runs) # the folder of a run to the name of its group
         self.fields, self.said = _fields_of(self.runs, self.refresh), widgets.HTML()
-        self.update = _reread_button(self)
+        self.update, self.colour = _reread_button(self), _colour_choice(self)
         tabs = COMPARE_VIEWS.values() if views is None else views
         self.pages = pages_of(self, tabs, "Views of the comparison", self.state, self.update, self.theme)
-        self.put(card(self.said, toolbar(*self.fields.values())), self.pages)
+        self.put(card(self.said, toolbar(*self.fields.values(), self.colour)), self.pages)
         self.refresh()
-
     @property
-    def selected(self) -> list[Run]:
-        "The runs that pass the choices of data, method and seed."
-        return [run for run in self.runs
-                if all(_field(run, name) in field.chosen for name, field in self.fields.items())]
+    def selected(self) -> list[Run]: return _selected(self) # Those that pass the choices of data, method and seed
 
     @property
     def colours(self) -> dict[str, str]:
-        "Group to colour, the same whatever is chosen."
-        return group_colours(self.runs, self.names)
+        "Group to colour, the same whatever is chosen; grey for what is not to be held against the rest."
+        return group_colours(self.runs, self.names, str(self.colour.value), self.unlike)
 
+    @property
+    def unlike(self) -> dict[str, str]: return unlike(self.selected, self.names) # Group to reason
+    def story(self) -> str: return _story(self)
     def refresh(self) -> None:
         "Show the chosen runs in every view."
         self.said.value = _summary_html(self)

@@ -9,6 +9,7 @@ __all__ = ['CurvesView']
 import ipywidgets as widgets
 import pandas as pd
 
+from .comparable import unlike_note
 from .curves import seed_curves
 from .layout import card, stack, toolbar
 from .view import View, watch
@@ -28,13 +29,14 @@ class CurvesView(View):
         self.quantity = widgets.Dropdown(options=list(_QUANTITIES), description="Quantity")
         self.smoothing = widgets.FloatSlider(value=0, min=0, max=0.98, step=0.02, description="Smoothing",
                                              continuous_update=False)
-        self.curves = self.dash.plot()
+        self.curves, self.odd = self.dash.plot(), widgets.HTML()
         watch(self.refresh, self.quantity, self.smoothing)
-        return stack(card(toolbar(self.quantity, self.smoothing)), card(self.curves))
+        return stack(card(toolbar(self.quantity, self.smoothing), self.odd), card(self.curves))
 
     def refresh(self) -> None:
         column, unit, digits = _QUANTITIES[str(self.quantity.value)]
         groups: dict[str, list[pd.DataFrame]] = {}
         for run in self.dash.selected:
             groups.setdefault(self.dash.names[run.path], []).append(run.history)
+        self.odd.value = unlike_note(self.dash.unlike)
         self.curves.figure = seed_curves(groups, column, unit, self.dash.colours, self.smoothing.value, digits)

@@ -6,15 +6,16 @@
 __all__ = ['group_names', 'group_colours', 'forest_rows']
 
 # %% ../../nbs/dashboards/23_groups.ipynb #ac67c57e
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from ..core import Interval
-from .figures import COLOURS, METHOD_COLOURS
+from .figures import COLOURS, METHOD_COLOURS, PALETTE
 from .words import method_name
-from ..runs.grouping import group_runs, over_seeds
+from ..runs.grouping import Group, group_runs, over_seeds
 from ..runs.run_folder import Run
 
 # %% ../../nbs/dashboards/23_groups.ipynb #3374b248
@@ -22,15 +23,30 @@ def _seedless(run: Run) -> dict:
     "The configuration without the seed."
     return {k: v for k, v in run.config.items() if k != "seed"}
 
+# %% ../../nbs/dashboards/23_groups.ipynb #c21e839f
+def _letter(place: int) -> str:
+    "A, B, … Z, AA, AB, …"
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
+
+def _short_names(groups: Sequence[Group]) -> list[str]:
+    "Method and objective of each group; a letter tells groups of one name on one data set apart."
+    plain = [(group.dataset, method_name(group.runs[0].config) or group.runs[0].id) for group in groups]
+    met: Counter[tuple[str, str]] = Counter()
+    names = []
+    for key in plain:
+        names.append(f"{key[1]} {_letter(met[key])}" if plain.count(key) > 1 else key[1])
+        met[key] += 1
+    return names
+
 # %% ../../nbs/dashboards/23_groups.ipynb #3dbc8a7c
 def group_names(
     runs: Iterable[Run], # Runs of any state
 ) -> dict[Path, str]: # The folder of a run to the name of its group
-    "What each run has in common with those that differ only in their seed, named as in the tables."
+    "What each run has in common with those that differ only in their seed: method, objective, and a letter for twins."
     runs = list(runs)
     groups, _ = group_runs(runs)
     several = len({run.config.get("dataset") for run in runs}) > 1
-    named = [(_seedless(g.runs[0]), g.name) for g in groups]
+    named = [(_seedless(g.runs[0]), name) for g, name in zip(groups, _short_names(groups), strict=True)]
     names = {}
     for run in runs: # one that is not complete joins the group of its configuration
         name = next((n for shape, n in named if shape == _seedless(run)), method_name(run.config) or run.id)
@@ -41,14 +57,20 @@ def group_names(
 def group_colours(
     runs: Iterable[Run], # Any runs
     names: Mapping[Path, str], # As `group_names` gives them
+    field: str = "", # A field of the configuration: groups with one value of it get one colour; each its own if empty
+    grey: Iterable[str] = (), # Groups that are not to be compared with the rest
 ) -> dict[str, str]: # Group to colour
     "A colour for each group: that of its method, and a new one where two groups share a method."
-    colours: dict[str, str] = {}
+    colours, grey = {}, set(grey)
+    by_value: dict[str, str] = {}
     for run in runs:
-        if names[run.path] not in colours:
-            wanted = METHOD_COLOURS.get(str(run.config.get("method")))
-            free = [c for c in COLOURS if c not in colours.values()] or list(COLOURS)
-            colours[names[run.path]] = wanted if wanted and wanted not in colours.values() else free[0]
+        name, value = names[run.path], str(run.config.get(field)) if field else names[run.path]
+        if name in colours:
+            continue
+        wanted = METHOD_COLOURS.get(str(run.config.get("method"))) if field in ("", "method") else None
+        free = [c for c in COLOURS if c not in by_value.values()] or list(COLOURS)
+        by_value.setdefault(value, wanted if wanted and wanted not in by_value.values() else free[0])
+        colours[name] = PALETTE["grey"] if name in grey else by_value[value]
     return colours
 
 # %% ../../nbs/dashboards/23_groups.ipynb #5a3aa530

@@ -104,7 +104,9 @@ class _Reestimate:
         head = widgets.HTML("<h3>Estimate anew</h3>" + remark(
             "A critic is trained on part of the saved features and judged on the rest. The result stays in this "
             "dashboard; the run folder is not changed."))
-        return card(head, toolbar(self.bound, self.critic, self.start, self.cancel, self.progress), self.said)
+        made = card(head, toolbar(self.bound, self.critic, self.start, self.cancel, self.progress), self.said)
+        made.add_class("cotmi-doing") # nothing for a page without a kernel
+        return made
 
     def refresh(self) -> None:
         self.bound.options, self.critic.options = bound_names(), critic_names()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from .figures import COLOURS, METHOD_COLOURS, PALETTE, empty_figure, new_figure, reference_line, safe
+from .figures import COLOURS, PALETTE, empty_figure, new_figure, reference_line, safe
 
 # %% ../../nbs/dashboards/02_intervals.ipynb #44558d58
 def _points(rows: pd.DataFrame, shown: str) -> go.Scatter:
@@ -67,23 +67,24 @@ def _error_bars(part: pd.DataFrame, name: str, colour: str) -> dict:
     return dict(type="data", array=part[f"{name}_high"] - part[name], arrayminus=part[name] - part[f"{name}_low"],
                 thickness=1, width=2, color=colour)
 
-def _run_points(part: pd.DataFrame, method: str, colour: str) -> go.Scatter:
-    "The runs of a method."
+def _run_points(part: pd.DataFrame, group: str, colour: str) -> go.Scatter:
+    "The runs of a group."
     return go.Scatter(x=part["mi"], y=part["accuracy"], error_x=_error_bars(part, "mi", colour),
-                      error_y=_error_bars(part, "accuracy", colour), mode="markers", name=safe(method), opacity=0.85,
+                      error_y=_error_bars(part, "accuracy", colour), mode="markers", name=safe(group), opacity=0.85,
                       marker=dict(size=9, color=colour), customdata=[[safe(label)] for label in part["label"]],
                       hovertemplate="%{customdata[0]}<br>Î %{x:.3f} nats<br>accuracy %{y:.1%}<extra></extra>")
 
 # %% ../../nbs/dashboards/02_intervals.ipynb #f8c7540d
 def mi_against_accuracy(
-    runs: pd.DataFrame, # A row per run: label, method, mi, mi_low, mi_high, accuracy, accuracy_low, accuracy_high
+    runs: pd.DataFrame, # A row per run: label, group, mi, mi_low, mi_high, accuracy, accuracy_low, accuracy_high
+    colours: Mapping[str, str] | None = None, # Group to colour; one after the other if None
 ) -> go.Figure: # A point per run with both intervals
     "Held-out I(Z;V) against test accuracy, a point per run."
     title = "Mutual information and accuracy"
     rows = runs.dropna(subset=["mi", "accuracy"]) if {"mi", "accuracy"} <= set(runs.columns) else runs.iloc[:0]
     if not len(rows):
         return empty_figure(title, "None of the chosen runs has both a held-out estimate and a test accuracy.", 360)
-    traces = [_run_points(part, str(method), METHOD_COLOURS.get(str(method), COLOURS[i % len(COLOURS)]))
-              for i, (method, part) in enumerate(rows.groupby("method", sort=False))]
+    traces = [_run_points(part, str(group), (colours or {}).get(str(group), COLOURS[i % len(COLOURS)]))
+              for i, (group, part) in enumerate(rows.groupby("group", sort=False))]
     return new_figure(traces, title, "held-out Î(Z;V) (nats)", "test accuracy (% of examples)", height=360,
                       yaxis_tickformat=".0%", showlegend=True)

@@ -8,6 +8,7 @@ __all__ = ['IntervalsView']
 # %% ../../nbs/dashboards/26_intervals_view.ipynb #e9ad21fc
 import ipywidgets as widgets
 
+from .comparable import unlike_note
 from .groups import forest_rows
 from .intervals import forest
 from .layout import card, grid, stack, toolbar
@@ -47,4 +48,5 @@ class IntervalsView(View):
                                     f"{metric.heading} (no unit)", ".1%" if metric.unit == "%" else "",
                                     reason=f"None of the chosen runs recorded {metric.key}.")
         doubtful = [g.name for g in group_runs(runs)[0] if metric.sureness and hardly_answers(g.runs)]
-        self.caution.value = remark(f"{', '.join(doubtful)}: {CAUTION}") if doubtful else ""
+        self.caution.value = unlike_note(self.dash.unlike) + (
+            remark(f"{', '.join(doubtful)}: {CAUTION}") if doubtful else "")

@@ -82,6 +82,7 @@ class Pages(widgets.VBox):
         self.tabs.observe(lambda _: self.turn_to(self.tabs.index), "index")
         self.turn_to(0)
 
+    def page(self, name: str) -> widgets.Widget: return self._places[name] # Of a tab that has been opened
     def turn_to(
         self,
         page: int | str, # Number or title

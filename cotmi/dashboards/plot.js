@@ -1,4 +1,5 @@
-// A plotly figure with its tools: drawn when it is first visible, drawn anew when the kernel sends another.
+// A plotly figure with its tools: drawn when it is visible, and drawn anew when the kernel sends another. What changes while
+// it is hidden marks it as stale, and it is drawn when it is shown again.
 const slug = text => (text || 'figure').replace(/<[^>]*>/g, '').toLowerCase().replace(/[^a-z0-9]+/g, '-')
   .replace(/^-|-$/g, '').slice(0, 60);
 const save = (name, href) => {
@@ -17,12 +18,65 @@ const isDark = colour => {
   return 0.299 * r + 0.587 * g + 0.114 * b < 128;
 };
 
+const plain = text => Object.assign(document.createElement('textarea'), { innerHTML: text }).value;
+const shorten = (text, most) => { // the middle goes, since names of a group differ at their ends
+  const whole = plain(String(text));
+  if (whole.length <= most || whole.includes('<br>')) return text;
+  const tail = Math.floor((most - 1) / 2), kept = whole.slice(0, most - 1 - tail) + '…' + whole.slice(-tail);
+  return kept.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/\$/g, '&#36;');
+};
+const LETTER = 7, TITLE_LINE = 19, LEGEND_LINE = 29; // pixels
+const inLines = (parts, wide, room) => { // parts one after the other, as lines that fit into the room
+  const lines = [[]];
+  let used = 0;
+  for (const part of parts) {
+    if (used && used + wide(part) > room) { lines.push([]); used = 0; }
+    lines.at(-1).push(part); used += wide(part);
+  }
+  return lines;
+};
+// Every label of an axis that has room for few would stand on the next one: each k-th is left.
+const thin = (axis, room) => {
+  const each = Math.ceil(14 * axis.ticktext.length / room);
+  for (const key of ['ticktext', 'tickvals']) axis[key] = [...axis[key]].filter((_, i) => i % each === 0);
+};
+// What a narrow figure needs: names beside an axis leave most of it to the figure, title and legend have their lines.
+const fit = (figure, width) => {
+  const layout = figure.layout, usual = layout.template.layout, margin = { ...usual.margin, ...layout.margin };
+  const height = layout.height ?? usual.height, most = Math.max(8, Math.floor(0.4 * width / LETTER));
+  for (const key of Object.keys(layout).filter(key => /^[xy]axis[0-9]*$/.test(key) && layout[key].ticktext)) {
+    const axis = layout[key], room = key[0] === 'x' ? 0.7 * width : height - margin.t - margin.b;
+    thin(axis, room);
+    axis.ticktext = axis.ticktext.map(text => shorten(text, key[0] === 'x' ? 24 : most));
+    const longest = Math.max(...axis.ticktext.map(text => plain(text).length));
+    if (key[0] === 'x' && longest * LETTER > room / axis.ticktext.length) axis.tickangle = -90;
+  }
+  const free = width - 28 - (width > 520 ? 180 : 0); // the tools stand at the right, where there is room
+  const title = inLines((layout.title?.text || '').split(' '), word => 8.6 * (plain(word).length + 1), free);
+  if (title.length > 1) {
+    layout.title.text = title.map(line => line.join(' ')).join('<br>');
+    layout.title.pad = { ...usual.title.pad, t: usual.title.pad.t + TITLE_LINE / 2 * (title.length - 1) };
+  }
+  const told = figure.data.filter(trace => trace.showlegend !== false && trace.name);
+  const shown = layout.showlegend !== false && (told.length > 1 || layout.showlegend);
+  const legend = inLines(shown ? told : [], trace => 42 + LETTER * plain(trace.name).length,
+    width - margin.l - margin.r);
+  const more = TITLE_LINE * (title.length - 1) + LEGEND_LINE * (legend.length - 1);
+  layout.margin = { ...margin, t: margin.t + more };
+  layout.height = height + more;
+};
+
 export default { render({ model, el }) {
   el.classList.add('cotmi-plot-host');
   const [box, target, tools] = [0, 0, 0].map(() => document.createElement('div'));
   box.className = 'cotmi-plot'; tools.className = 'cotmi-tools'; box.append(target, tools); el.append(box);
   box.dataset.drawn = 0; box.setAttribute('role', 'figure');
-  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false;
+  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false, stale = true;
+  const mark = on => { stale = on; box.dataset.stale = Number(on); };
+  const reserve = () => { // the height is known before the figure is drawn, so that nothing below it moves
+    const text = model.get('_figure'), usual = model.get('_templates').light.layout.height;
+    box.style.minHeight = text ? (JSON.parse(text).layout.height ?? usual) + 'px' : '';
+  };
   const button = (text, title, action) => {
     const made = Object.assign(document.createElement('button'), { type: 'button', textContent: text, title });
     made.setAttribute('aria-label', title); made.onclick = action; tools.append(made);
@@ -51,17 +105,21 @@ export default { render({ model, el }) {
     const template = structuredClone(themes[asked === 'auto' ? (isDark(back) ? 'dark' : 'light') : asked]);
     if (asked === 'auto') template.layout.paper_bgcolor = template.layout.plot_bgcolor = back;
     made.layout.template = template; made.layout.autosize = true; made.layout.width = undefined;
-    box.setAttribute('aria-label', (made.layout.title?.text || 'figure').replace(/<[^>]*>/g, ''));
+    fit(made, box.offsetWidth);
+    box.style.minHeight = (made.layout.height ?? template.layout.height) + 'px';
+    box.setAttribute('aria-label', (made.layout.title?.text || 'figure').replace(/<br>/g, ' ').replace(/<[^>]*>/g, ''));
     return made;
   };
   const draw = async () => {
+    mark(true);
     if (busy) { again = true; return; }
     busy = true;
     try {
       ready ??= await source(model.get('version'));
-      if (gone || !box.offsetWidth || !model.get('_figure')) return; // drawn when it is first visible
       do {
-        again = false; figure = prepare(); width = box.offsetWidth;
+        again = false;
+        if (gone || !box.offsetWidth || !model.get('_figure')) return; // drawn when it is visible
+        figure = prepare(); width = box.offsetWidth;
         const fresh = !target._fullLayout;
         await ready.plotly.react(target, figure.data, figure.layout,
           { displayModeBar: false, doubleClick: 'reset', responsive: false });
@@ -71,6 +129,7 @@ export default { render({ model, el }) {
           model.send({ event: 'drawn' });
         }
         box.dataset.drawn = Number(box.dataset.drawn) + 1;
+        mark(again);
       } while (again && !gone);
     } catch (fault) {
       target.textContent = 'This figure cannot be drawn: ' + fault.message;
@@ -78,17 +137,18 @@ export default { render({ model, el }) {
   };
   const visible = new ResizeObserver(() => {
     if (!box.offsetWidth) return;
-    if (!target._fullLayout) draw();
-    else if (box.offsetWidth !== width) { width = box.offsetWidth; ready.plotly.Plots.resize(target); }
+    if (stale) draw();
+    else if (box.offsetWidth !== width) draw(); // a narrower figure breaks its names and legend elsewhere
   });
   visible.observe(box);
   const page = new MutationObserver(() => model.get('theme') === 'auto' && draw());
   page.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light'] });
-  const later = () => requestAnimationFrame(draw); // the box takes its class first
-  model.on('change:_figure', draw); model.on('change:theme', later);
-  draw();
+  const later = () => { mark(true); requestAnimationFrame(draw); }; // the box takes its class first
+  const changed = () => { reserve(); draw(); };
+  model.on('change:_figure', changed); model.on('change:theme', later);
+  changed();
   return () => {
-    gone = true; visible.disconnect(); page.disconnect(); model.off('change:_figure', draw);
+    gone = true; visible.disconnect(); page.disconnect(); model.off('change:_figure', changed);
     model.off('change:theme', later);
     if (ready && target._fullLayout) ready.plotly.purge(target);
   };

@@ -24,6 +24,7 @@ from .pairs_view import PairsView
 from .rationales_view import RationalesView
 from .run_header import header_html
 from .setup_view import SetupView
+from .story import story_html
 from .training_view import TrainingView
 from .view import Dashboard, View, pages_of
 from ..runs.run_folder import Run, list_runs
@@ -93,6 +94,13 @@ def _refresh(dash: "RunDashboard", always: bool) -> bool:
             dash.refresh_views()
         return changed
 
+def _read_once(dash: "RunDashboard") -> pd.DataFrame:
+    "The test examples of the run."
+    with dash._lock:
+        if dash._examples is None:
+            dash._examples = examples_of(dash.run)
+        return dash._examples
+
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
 class RunDashboard(Dashboard):
     "A dashboard over one run folder."
@@ -106,7 +114,8 @@ class RunDashboard(Dashboard):
         self._lock, self._warm, self.follower = threading.RLock(), False, _Follower(self.refresh)
         self.run = newest_run() if run is None else run if isinstance(run, Run) else Run(run)
         super().__init__(theme)
-        self._examples, self.header = None, widgets.HTML(header_html(self.run))
+        self._examples: pd.DataFrame | None = None
+        self.header = widgets.HTML(header_html(self.run))
         self.update, self.follow = _reading_controls(self)
         controls = self.state, self.follow, self.update, self.theme
         self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)
@@ -116,10 +125,9 @@ class RunDashboard(Dashboard):
     @property
     def examples(self) -> pd.DataFrame:
         "The test examples, as `examples_of` gives them; read when first asked for."
-        with self._lock:
-            self._examples = examples_of(self.run) if self._examples is None else self._examples
-            return self._examples
+        return _read_once(self)
 
+    def story(self) -> str: return story_html(self.run)
     def refresh(self, always: bool = False) -> bool:
         "Show what has changed on disk, or all if `always`; filters, tabs and the chosen example stay."
         return _refresh(self, always)

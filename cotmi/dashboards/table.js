@@ -27,6 +27,7 @@ export default { render({ model, el }) {
   const draw = () => {
     const view = model.get('_view'), columns = model.get('columns');
     const held = box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const least = columns.reduce((sum, column) => sum + (parseFloat(column.width) || 110), 0); // narrower, it scrolls
     const head = make('tr', {}, ...columns.map(column => {
       const on = view.sort === column.key;
       const th = make('th', { className: 'is-' + column.kind, scope: 'col' });
@@ -72,6 +73,7 @@ export default { render({ model, el }) {
       turn('›', 'Next page', view.page + 1, view.page >= pages - 1),
       turn('»', 'Last page', pages - 1, view.page >= pages - 1)));
     const table = make('table', {}, make('thead', {}, head), make('tbody', {}, ...rows));
+    table.style.minWidth = least + 'px';
     table.setAttribute('aria-label', model.get('label'));
     box.replaceChildren(make('div', { className: 'scroll' }, table), foot);
     box.dataset.drawn = Number(box.dataset.drawn || 0) + 1;

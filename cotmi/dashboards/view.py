@@ -15,7 +15,7 @@ import ipywidgets as widgets
 
 from ..core import ConfigError, check_choice
 from .layout import Pages, card, toolbar
-from .look import LOOKS, board, set_theme
+from .look import LOOKS, board, is_served, set_theme
 from .markup import esc, missing
 from .plot import Plot
 
@@ -92,9 +92,26 @@ def pages_of(
         raise ConfigError(f"The view {made[''].__name__} has no title; set `title`, which stands on its tab.")
     return Pages({title: partial(open_view, dash, view) for title, view in made.items()}, label, toolbar(*controls))
 
+# %% ../../nbs/dashboards/13_view.ipynb #cf8c23b4
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+def _with_story(dash: "Dashboard", bundle: Any) -> Any:
+    "The output of a dashboard, with its story beside the widget, or in its place where no front end will show one."
+    shown = bundle[0] if isinstance(bundle, tuple) else bundle
+    try:
+        story = dash.story()
+    except Exception as fault: # a foreign folder can hold anything, and the widget is still there to be shown
+        story = esc(f"There is no story of this dashboard: {type(fault).__name__}: {fault}")
+    if not story or not isinstance(shown, dict):
+        return bundle
+    kept = {kind: value for kind, value in shown.items() if kind != _WIDGET or is_served()}
+    return {**kept, "text/html": story}
+
 # %% ../../nbs/dashboards/13_view.ipynb #3d2e5cc3
 class Dashboard(widgets.VBox):
     "Views in one theme that share one chosen example."
+    pages: Pages # The tabs; made by the dashboard of a run, or of many
+
     def __init__(
         self,
         theme: str = "auto", # auto (that of the page), light or dark
@@ -118,6 +135,11 @@ class Dashboard(widgets.VBox):
         self.plots.append(Plot(None, on_click, self.was_drawn, str(self.theme.value)))
         return self.plots[-1]
 
+    def story(self) -> str:
+        "What is shown where no widget can be: HTML without scripts; nothing for a dashboard without a story."
+        return ""
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any: return _with_story(self, super()._repr_mimebundle_(**kwargs))
     def was_drawn(self) -> None:
         "Called when a page has drawn a plot; a dashboard may get ready what its other views need."
 
