@@ -6,6 +6,8 @@
 __all__ = ['Question', 'as_text', 'LoadOptions', 'Dataset', 'RawData', 'make_row']
 
 # %% ../../nbs/data/05_dataset.ipynb #3cd37f7f
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .completions import Parsed
 from .data_report import Row, shorten
+from .identity import fingerprint_parts
 from .labels import LabelKind, get_label_kind
 
 # %% ../../nbs/data/05_dataset.ipynb #aedd895c
@@ -69,6 +72,7 @@ class Dataset:
     parse: Callable[[str], Parsed] | None = None # Takes a teacher completion apart
     piece_size: int = 0 # Completions in one teacher file
     augmented_by: "Dataset | None" = None # The data set whose rows `augment` adds to train
+    fingerprint: Callable[["Dataset", LoadOptions], str] | None = None # Of what the loader reads; see `identify`
     source: str = "" # Where it comes from
     citation: str = "" # Whom to cite
     licence: str = "" # Its terms
@@ -83,6 +87,9 @@ class Dataset:
     def load(self, options: LoadOptions) -> "RawData":
         "The rows of every file and split that `options` ask for."
         return self.loader(self, options)
+    def identify(self, options: LoadOptions) -> str:
+        "The fingerprint of what `load` would read: its files, or its rows where the record does not say."
+        return self.fingerprint(self, options) if self.fingerprint else _rows_fingerprint(self.load(options))
 
 # %% ../../nbs/data/05_dataset.ipynb #dd654fc8
 class RawData(NamedTuple):
@@ -91,6 +98,12 @@ class RawData(NamedTuple):
     files: dict[str, list[Row]] # The rows of each file or source
     splits: dict[str, list[Row]] # The same rows in train, valid and test
     notes: list[str] # What a reader of the report should know
+
+# %% ../../nbs/data/05_dataset.ipynb #ee8a6abb
+def _rows_fingerprint(raw: RawData) -> str:
+    "The fingerprint of rows whose record does not say where they come from."
+    digests = {split: hashlib.sha256(json.dumps(rows).encode()).hexdigest() for split, rows in raw.splits.items()}
+    return fingerprint_parts(raw.dataset.name, digests)
 
 # %% ../../nbs/data/05_dataset.ipynb #19dcd4e6
 def make_row(
