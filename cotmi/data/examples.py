@@ -50,10 +50,11 @@ LABEL_SOURCES = ("gold", "teacher")
 
 def _drop(row: Row, split: str, label_source: str, rationales: bool) -> str:
     "Why a row cannot be used in a split, or an empty string."
+    unusable = row.problem if row.problem == "unusable cell" else ""
     if not row.input.strip():
-        return "empty input"
+        return unusable or "empty input"
     if not row.gold and (split != "train" or label_source == "gold"):
-        return "unusable gold label"
+        return unusable or "unusable gold label"
     if split != "test" and rationales and not row.rationale:
         return row.problem or "empty rationale"
     if split == "train" and label_source == "teacher" and (row.problem in LABEL_PROBLEMS or not row.teacher):
