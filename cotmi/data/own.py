@@ -33,6 +33,7 @@ PARTS = {
     "choices": "optional, the allowed labels of the row: a list, or text parted by |",
 }
 JOINED = ("input", "rationale") # a list in such a cell is parts of one text
+_TEXTS = ("id", "input", "label", "rationale", "teacher_label") # one text each
 
 # %% ../../nbs/data/09_own.ipynb #b4fad3c5
 def _check_columns(columns: Mapping[str, str | None], present: list[str], where: str) -> None:
@@ -88,7 +89,7 @@ class _Table(NamedTuple):
     def unusable(self, row: Mapping[str, Any]) -> str:
         "The first cell of a row that cannot be used, for the sample of a problem."
         return unusable([(column, row.get(column), part in JOINED) for part, column in self.columns.items()
-                         if column and part != "choices"])
+                         if column and part in _TEXTS])
     def choices(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         "The labels that a row lists."
         column = self.columns["choices"]

@@ -6,13 +6,15 @@
 __all__ = ['write_evaluation', 'evaluate']
 
 # %% ../../nbs/runs/03_evaluating.ipynb #dffd5d95
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import RunError, RunFile
+from .run_data import check_same_data, load_stored_data
 from .run_files import FORMATS, evaluation_files
 from .run_folder import Run, open_run
-from ..training.run_config import RunConfig, load_run_data, stored_config
+from ..training.run_config import RunConfig, stored_config
 
 if TYPE_CHECKING: # these bring torch, which the command line's help does without
     from cotmi.data.examples import LoadedData
@@ -55,6 +57,14 @@ def _write_into(run: Run, evaluation: "Evaluation") -> dict[str, float | str]:
     return metrics
 
 # %% ../../nbs/runs/03_evaluating.ipynb #f3e4dcb2
+def _data_of(run: Run, config: RunConfig, data: "LoadedData | None", folder: str | Path | None) -> "LoadedData":
+    "The data to evaluate a run on: its own, or others where the results go elsewhere."
+    if data is None:
+        return load_stored_data(run, config)
+    if folder is None:
+        check_same_data(run, replace(data.report, fingerprint=data.fingerprint))
+    return data
+
 def _evaluate_run(run: Run, data: "LoadedData | None", config: RunConfig | None, folder: str | Path | None,
                   progress: bool) -> dict[str, float | str]:
     "Evaluate the student of a run into its own folder, or into another and leave the run as it is."
@@ -62,7 +72,7 @@ def _evaluate_run(run: Run, data: "LoadedData | None", config: RunConfig | None,
 
     student = _student_of(run)
     config = config or stored_config(run.config)
-    data = data or load_run_data(config)
+    data = _data_of(run, config, data, folder)
     if folder is not None:
         evaluation = evaluate_student(student, data, config, progress)
         write_evaluation(evaluation, folder)

@@ -7,6 +7,7 @@ __all__ = ['execute']
 
 # %% ../../nbs/runs/04_execution.ipynb #eaa6a2bf
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ def execute(
     from cotmi.training.trainer import train
 
     data = data if data is not None else load_run_data(config)
-    run = start_run(config, out, force, report=data.report)
+    report = replace(data.report, fingerprint=data.fingerprint) # the caller may have changed the examples
+    run = start_run(config, out, force, report=report)
     with run:
         result = train(config, data, run.path, callbacks)
         if _rank():
