@@ -27,9 +27,9 @@ def _no_hub(dataset: str, fault: Exception) -> DataError:
     "What to do about a hub data set that does not load."
     shown = one_line(dataset, 80)
     if "scripts are no longer supported" in str(fault):
-        return DataError(f"The hub dataset {shown!r} is a loading script, and nobody's code is run here. Many such data "
-                         "sets have a converted copy: look for its branch refs/convert/parquet on the hub, download its "
-                         "files and give the path of their folder in place of hub:….")
+        return DataError(f"The hub dataset {shown!r} is a loading script, and nobody's code is run here. Many such "
+                         "data sets have a converted copy: look for its branch refs/convert/parquet on the hub, "
+                         "download its files and give the path of their folder in place of hub:….")
     reason = one_line(f"{type(fault).__name__}: {fault}", 140)
     return DataError(f"The hub dataset {shown!r} cannot be loaded ({reason}). Two ways on: check the name and the "
                      "network and try again, or download it elsewhere and give the path of a folder, or of a .jsonl, "
