@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,30 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ..core import CotmiError, Interval, RunError, RunFile, load_settings, read_json
+# %% ../../nbs/runs/02_run_folder.ipynb #0007f10d
+from cotmi.core import (
+    CotmiError,
+    Interval,
+    RunError,
+    RunFile,
+    StorageError,
+    load_settings,
+    one_line,
+    read_json,
+    writing,
+)
 from ..data.data_report import DataReport
 from .environment import environment_record, route_record
-from .run_files import FORMATS, RUN_FILES, RunFiles, evaluation_files, metric_interval
+from cotmi.runs.run_files import (
+    FORMATS,
+    RUN_FILES,
+    RunFiles,
+    evaluation_files,
+    file_stamp,
+    metric_interval,
+    number_of,
+    write_together,
+)
 
 if TYPE_CHECKING: # these bring torch, which no reader of runs needs
     from cotmi.evaluation.evaluator import Evaluation
@@ -40,7 +61,8 @@ def _acquire(folder: Path, advice: str) -> FileLock:
     "The lock of a run folder, held; raises `RunError` with the advice where another process holds it."
     lock = _lock_of(folder)
     try:
-        lock.acquire(timeout=1) # a reader that asks for the status holds it for an instant
+        with writing(lock.lock_file):
+            lock.acquire(timeout=1) # a reader that asks for the status holds it for an instant
     except Timeout as fault:
         raise RunError(f"{folder} is being written by another process. {advice}") from fault
     return lock
@@ -48,9 +70,9 @@ def _acquire(folder: Path, advice: str) -> FileLock:
 def _is_held(folder: Path) -> bool | None:
     "Whether somebody holds the lock of a run; None where it has none or cannot be asked."
     lock = _lock_of(folder)
-    if not Path(lock.lock_file).is_file():
-        return None
     try:
+        if not Path(lock.lock_file).is_file():
+            return None
         with lock.acquire(timeout=0):
             return False
     except Timeout:
@@ -74,19 +96,23 @@ def _status(run: "Run") -> str:
     return status if status in STATUSES else "unknown"
 
 # %% ../../nbs/runs/02_run_folder.ipynb #681c8391
+_FORMER = "status_before" # in metrics.json while an evaluation takes the place of another: the status until then
+_CUT_OFF = "an evaluation was cut off while its files took their places; `cotmi evaluate` makes them anew"
+
 def _problems(run: "Run") -> list[str]:
     "What is missing, broken or unfinished, as far as the files read so far tell."
     _ = run.config, run.environment, run.metrics # small, and a reader would ask for them anyway
     status = run.status
     due = [name for name in RUN_FILES if status == "complete" or FORMATS[name].due == "start"]
-    problems = [f"{name} is missing" for name in due if not (run.path / name).is_file()]
+    problems = [f"{name} is missing" for name in due if file_stamp(run.path / name) is None]
     problems += run._cache.faults
     if status == "complete" and not (run.path / RunFile.STUDENT).is_dir():
         problems.append(f"{RunFile.STUDENT}/ is missing")
     if status == "failed":
         problems.append(f"the run failed: {run.metrics.get('error', 'no error recorded')}")
     if status == "stopped":
-        problems.append("the run has stopped before its end; the same command resumes it")
+        problems.append(_CUT_OFF if _FORMER in run.metrics else
+                        "the run has stopped before its end; the same command resumes it")
     if status == "unknown":
         problems.append(f"{RunFile.METRICS} has no known status")
     return problems
@@ -139,15 +165,15 @@ class Run(RunFiles):
         "Write a file as its format has it, whole or not at all; raises `RunError` where the run is open for reading."
         _write(self, name, value)
     def write_evaluation(self, evaluation: "Evaluation"):
-        "Write predictions, features and estimates; the figures are for `finish`."
-        for name, value in evaluation_files(evaluation).items():
-            self.write(name, value)
+        "Write predictions, features and estimates of a run under way; the figures are for `finish`."
+        _write_evaluation(self, evaluation)
     def record_route(self, student: str, config: "RunConfig"):
         "Note in environment.json which code the training went through."
         self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config)})
-    def finish(self, metrics: Mapping[str, Any], stopped: bool = False) -> "Run":
-        "End the run with its flat results: complete, or `stopped` early by somebody and open to be resumed."
-        return _finish(self, metrics, stopped)
+    def finish(self, metrics: Mapping[str, Any], stopped: bool = False,
+               files: Mapping[RunFile, Any] | None = None) -> "Run":
+        "End the run with its flat results and the files that they are of; `stopped` where it can be resumed."
+        return _finish(self, metrics, stopped, files or {})
     def fail(self, error: BaseException | str) -> "Run":
         "End the run unfinished, with the reason: failed, or stopped where it was interrupted."
         return _fail(self, error)
@@ -166,31 +192,51 @@ class Run(RunFiles):
 def _load_student(run: Run) -> "Student":
     "The trained student of a run."
     folder = run.path / RunFile.STUDENT
-    if not (folder / "config.json").is_file(): # of the checkpoint, as Hugging Face calls it
+    if file_stamp(folder / "config.json") is None: # of the checkpoint, as Hugging Face calls it
         raise RunError(f"{run.path} holds no student yet: its status is {run.status}. "
                        "Run the same command again to finish it.")
     from cotmi.students.loading import load_student  # as slow as torch, and no table or dashboard needs it
 
     return load_student(str(folder))
 
-def _write(run: Run, name: RunFile, value: Any):
-    "Write a file of a run that is open; the other processes of one training write nothing."
+def _may_write(run: Run) -> bool:
+    "Whether this process writes the run; raises `RunError` where the run is open for reading."
     if _rank():
-        return
+        return False # the first process of a training writes for all
     if not run.is_open:
         raise RunError(f"{run.path} is open for reading. Only a run from start_run or open_run can be written.")
-    FORMATS[name].write(run.path / name, value)
-    run.refresh()
+    return True
+
+def _write(run: Run, name: RunFile, value: Any):
+    "Write a file of a run."
+    if _may_write(run):
+        FORMATS[name].write(run.path / name, value)
+        run.refresh()
+
+def _write_evaluation(run: Run, evaluation: "Evaluation"):
+    "Write the files of an evaluation, its figures apart."
+    if _may_write(run):
+        write_together(run.path, evaluation_files(evaluation))
+        run.refresh()
 
 # %% ../../nbs/runs/02_run_folder.ipynb #5c59ecfe
 def _aside(folder: Path) -> Path:
     "Where the complete run waits that a forced one is to replace."
     return folder.parent / f".{folder.name}.replaced"
 
-def _finish(run: Run, metrics: Mapping[str, Any], stopped: bool) -> Run:
+def _withdraw(run: Run):
+    "Let a run that has ended say, while other results take the place of its own, that it is not whole."
+    run.refresh()
+    if (former := run.metrics.get("status", "unknown")) != "running":
+        run.write(RunFile.METRICS, {**run.metrics, "status": "stopped", _FORMER: run.metrics.get(_FORMER, former)})
+
+def _finish(run: Run, metrics: Mapping[str, Any], stopped: bool, files: Mapping[RunFile, Any]) -> Run:
     "End a run with its metrics; a complete one then takes the place of the run that it replaces."
     ended = datetime.now(UTC).isoformat(timespec="seconds")
-    run.write(RunFile.METRICS, {**metrics, "ended": ended, "status": "stopped" if stopped else "complete"})
+    last = {**metrics, "ended": ended, "status": "stopped" if stopped else "complete"}
+    if _may_write(run):
+        write_together(run.path, {**files, RunFile.METRICS: last}, lambda: _withdraw(run) if files else None)
+        run.refresh()
     run.close()
     if not stopped and not _rank():
         shutil.rmtree(_aside(run.path), ignore_errors=True)
@@ -200,7 +246,8 @@ def _fail(run: Run, error: BaseException | str) -> Run:
     "End a run unfinished, with the reason; a run that it was to replace stays where it was moved to."
     stopped = isinstance(error, KeyboardInterrupt)
     text = str(error) if isinstance(error, (CotmiError, str)) else f"{type(error).__name__}: {error}".rstrip(": ")
-    run.write(RunFile.METRICS, {**run.metrics, "status": "stopped" if stopped else "failed", "error": text})
+    with suppress(StorageError): # a full disk takes no last word; a run without one and without a lock has stopped
+        run.write(RunFile.METRICS, {**run.metrics, "status": "stopped" if stopped else "failed", "error": text})
     run.close()
     return run
 
@@ -209,11 +256,11 @@ _ONLY_RUNS_HOLD = (RunFile.METRICS, RunFile.HISTORY, RunFile.DATA_REPORT)
 
 def _is_run(folder: Path) -> bool:
     "Whether a folder looks like a run, whole or not."
-    if any((folder / name).is_file() for name in _ONLY_RUNS_HOLD):
+    if any(file_stamp(folder / name) is not None for name in _ONLY_RUNS_HOLD):
         return True
     try:
         value = read_json(folder / RunFile.CONFIG, RunError)
-    except (OSError, RunError):
+    except RunError:
         return False
     return isinstance(value, dict) and isinstance(value.get("values"), dict)
 
@@ -238,22 +285,22 @@ def _table_row(run: Run) -> dict[str, Any]:
     "What a run is, how far it came, and its test accuracy."
     config, metrics = run.config, run.metrics
     accuracy = run.interval("test/accuracy") or Interval(np.nan, np.nan, np.nan)
-    return {"dataset": config.get("dataset", ""), "method": config.get("method", ""),
-            "objective": config.get("objective", "") if has_objective(config) else "",
-            "student": config.get("student", ""), "seed": config.get("seed"), "status": run.status,
-            "steps": metrics.get("train/steps"), "accuracy": accuracy.value, "low": accuracy.low,
-            "high": accuracy.high, "majority": metrics.get("test/majority_accuracy"),
-            "teacher": metrics.get("test/teacher_accuracy"), "run": run.id}
+    said = {name: one_line(config.get(name) or "", 200) for name in ("dataset", "method", "objective", "student")}
+    return {**said, "objective": said["objective"] if has_objective(config) else "",
+            "seed": number_of(config.get("seed")), "status": run.status, "steps": number_of(metrics.get("train/steps")),
+            "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high,
+            "majority": number_of(metrics.get("test/majority_accuracy")),
+            "teacher": number_of(metrics.get("test/teacher_accuracy")), "run": run.id}
 
 def runs_table(
     runs: Iterable[Run], # Runs of any state
 ) -> pd.DataFrame: # A row per run; numbers that a run lacks are NaN
     "One line per run: what it is, how far it came, and its test accuracy beside majority and teacher."
     frame = pd.DataFrame([_table_row(run) for run in runs])
-    for name in ("seed", "steps", "accuracy", "low", "high", "majority", "teacher"):
-        if name in frame: # a foreign folder may hold anything
-            numbers = pd.Series(pd.to_numeric(frame[name], errors="coerce"))
-            frame[name] = numbers.round().astype("Int64") if name in ("seed", "steps") else numbers.astype(float)
+    for name in ("seed", "steps"):
+        if name in frame: # whole numbers, of which a run may lack one and a foreign one hold any
+            numbers = frame[name].astype(float).round()
+            frame[name] = numbers.where(numbers.abs() < 2**53).astype("Int64")
     return frame
 
 # %% ../../nbs/runs/02_run_folder.ipynb #927bc06d
@@ -272,10 +319,10 @@ def run_folder(
     return out / _slug(Path(name).stem if is_file else name) / config.run_id
 
 # %% ../../nbs/runs/02_run_folder.ipynb #87931144
-def _clear_place(folder: Path, force: bool):
-    "Refuse a complete run in the way, or move it aside if `force`; an incomplete one is deleted if `force`."
+def _clear_place(folder: Path, force: bool) -> bool:
+    "Refuse a complete run in the way; with `force` it is moved aside (true then), and an incomplete one deleted."
     if not folder.exists():
-        return
+        return False
     if not folder.is_dir() or (any(folder.iterdir()) and not _is_run(folder)):
         raise RunError(f"{folder} is in the way and is no run of cotmi. Move it, or choose another --out.")
     complete = Run(folder).metrics.get("status") == "complete"
@@ -287,6 +334,7 @@ def _clear_place(folder: Path, force: bool):
         folder.rename(_aside(folder))
     elif force:
         shutil.rmtree(folder)
+    return complete
 
 # %% ../../nbs/runs/02_run_folder.ipynb #daeb9ee5
 def _check_same_data(run: Run, report: DataReport):
@@ -317,6 +365,12 @@ def _join_run(folder: Path, seconds: float = 600) -> Run:
     raise RunError(f"The first process has not begun {folder} within {seconds:.0f} seconds; see its own message.")
 
 # %% ../../nbs/runs/02_run_folder.ipynb #18914470
+def _put_back(folder: Path):
+    "Undo a forced start that failed: the complete run that it was to replace stands in its place again."
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError): # where even that is refused it waits where it is
+        _aside(folder).rename(folder)
+
 def start_run(
     config: "RunConfig", # Says which run
     out: str | Path | None = None, # The outputs folder; that of the settings if None
@@ -327,11 +381,13 @@ def start_run(
     folder = run_folder(config, out)
     if _rank():
         return _join_run(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = _acquire(folder, "Wait for it, or change a parameter.")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock, moved = _acquire(folder, "Wait for it, or change a parameter."), False
     try:
-        _clear_place(folder, force)
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            moved = _clear_place(folder, force)
+            folder.mkdir(exist_ok=True)
         run = Run(folder)
         run._lock = lock
         if report is not None:
@@ -341,6 +397,8 @@ def start_run(
         run.write(RunFile.ENVIRONMENT, _environments(run))
         run.write(RunFile.METRICS, {"status": "running"})
     except BaseException:
+        if moved:
+            _put_back(folder)
         lock.release()
         raise
     return run

@@ -384,7 +384,7 @@ def _write_student(module: CotModule, student: Student, folder: Path):
     "A plain checkpoint in student/, moved there whole; critic and bottleneck beside it."
     unfinished = student.save(folder / f".{RunFile.STUDENT}")
     for name, companion in module.companions.items():
-        save_model(companion, str(unfinished / f"{name}.safetensors"))
+        _save_module(companion, unfinished / f"{name}.safetensors")
     shutil.rmtree(folder / RunFile.STUDENT, ignore_errors=True)
     unfinished.rename(folder / RunFile.STUDENT)
 
