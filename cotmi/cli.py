@@ -20,7 +20,7 @@ import pandas as pd
 import typer
 
 import cotmi
-from .core import RunFile, is_installed, ConfigError, CotmiError, RunError, load_settings, nearest, require
+from .core import RunFile, is_installed, ConfigError, RunError, foreseen, load_settings, nearest, require
 from .dashboards.dashboard_notebook import dashboard_notebook
 from .runs.evaluating import evaluate
 from cotmi.runs.experiments import (
@@ -343,7 +343,7 @@ def main(
     try:
         app(_join_parameters([w for w in words if w != "--debug"]), prog_name="cotmi")
     except Exception as fault: # the outermost door: whatever it is, it gets one message
-        message = str(fault) if isinstance(fault, CotmiError) else (
+        message = foreseen(fault) or (
             f"unforeseen {type(fault).__name__}: {fault}. --debug shows where; please report it.")
         if "--debug" in words:
             traceback.print_exc()

@@ -28,7 +28,7 @@ from scipy.stats import bootstrap
 
 from cotmi.errors import ( # noqa: F401 (all of them are known by this place too)
     ConfigError, CotmiError, DataError, EstimationError, RunError, SettingsError, StorageError, StudentError,
-    one_line, reading, refusal, writing,
+    foreseen, one_line, reading, refusal, writing,
 )
 
 # %% ../nbs/00_core.ipynb #be670064

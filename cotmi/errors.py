@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CotmiError', 'SettingsError', 'ConfigError', 'DataError', 'StudentError', 'EstimationError', 'RunError',
-           'StorageError', 'one_line', 'reading', 'refusal', 'writing']
+           'StorageError', 'one_line', 'reading', 'refusal', 'writing', 'foreseen']
 
 # %% ../nbs/00_errors.ipynb #b4a8b5ab
 import errno
@@ -164,3 +164,30 @@ def writing(
         if (refused := refusal(path, fault)) is None:
             raise
         raise refused from fault
+
+# %% ../nbs/00_errors.ipynb #4e6f3ee4
+def _of_system(fault: OSError) -> CotmiError | None:
+    "An accident of the system with a file, in one message."
+    name = one_line(fault.filename, 140) if fault.filename is not None else "a file or a connection"
+    if fault.errno in _NO_ROOM or fault.errno == errno.EROFS:
+        return refusal(name, fault)
+    said = f"{name}: {fault.strerror}. Check the path, its permissions and the disk."
+    return CotmiError(said) if fault.errno else None
+
+def foreseen(
+    fault: BaseException, # Whatever was raised
+) -> CotmiError | None: # None for a fault of cotmi itself
+    "An ordinary accident that no closer place has put into words, as an error of ours."
+    if isinstance(fault, CotmiError):
+        return fault
+    if isinstance(fault, ImportError):
+        package = (fault.name or "").partition(".")[0]
+        return CotmiError(f"A package is missing or broken ({one_line(fault, 200)}). "
+                          f"Install it with: pip install {package or 'the package named there'}")
+    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError": # torch's own, without torch
+        return CotmiError("There is not enough memory. Try a smaller batch_size, max_input_length or tokens_per_batch.")
+    if isinstance(fault, RecursionError):
+        return CotmiError("Something is nested too deeply to be read. Look for a file or a value of many brackets.")
+    if isinstance(fault, UnicodeEncodeError):
+        return CotmiError(f"The output cannot show a character ({one_line(fault, 150)}). Set PYTHONIOENCODING=utf-8.")
+    return _of_system(fault) if isinstance(fault, OSError) else None

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import cotmi
-from ..core import ConfigError, CotmiError, RunFile, load_settings, nearest, read_json
+from ..core import ConfigError, CotmiError, RunFile, load_settings, nearest, read_json, refusal
 from .run_files import file_stamp
 from .run_folder import mark_failed, run_folder
 from ..training.run_config import RunConfig, check_field, parameter_names
@@ -150,6 +150,8 @@ def _readable(fault: Exception, kept: Path | None) -> str:
     if type(fault).__name__ == "DeadKernelError":
         return ("The notebook's kernel died, mostly for want of memory. Try a smaller batch_size, max_input_length or "
                 f"tokens_per_batch.{where}")
+    if (refused := refusal(kept or "The notebook", fault)) is not None:
+        return str(refused)
     told = f"{name}: {said}" if name else f"{type(fault).__name__}: {fault}"
     return f"{told}.{where} --debug shows the traceback."
 

@@ -55,7 +55,7 @@ def judge_run(
     seed: int = 0, # Seed of the sample
     progress: bool = True, # Show a progress bar
 ) -> JudgeReport: # The scores; its summary is what was written
-    "Score a run's rationales and add the mean to its metrics, unless a fuller one is there; `RunError` while it is written."
+    "Score a run's rationales and add the mean to its metrics, unless a fuller one is there; the run's lock is held."
     judge = judge or Judge.from_settings()
     run = open_run(folder) # first: nobody may put other rationales there meanwhile
     try:

@@ -31,6 +31,7 @@ from cotmi.core import (
     load_settings,
     one_line,
     read_json,
+    refusal,
     writing,
 )
 from ..data.data_report import DataReport
@@ -186,9 +187,18 @@ class Run(RunFiles):
     def __enter__(self) -> "Run": return self
     def __exit__(self, kind, error, trace):
         if error is not None and self.is_open:
-            self.fail(error)
+            refused = _refused(self, error)
+            self.fail(refused or error)
+            if refused is not None:
+                raise refused from error
 
 # %% ../../nbs/runs/02_run_folder.ipynb #a5a0dbdd
+def _refused(run: Run, error: BaseException) -> StorageError | None:
+    "The system's refusal to write into a run, whichever library met it; None for any other error."
+    name = getattr(error, "filename", None)
+    within = name is None or Path(os.fsdecode(name)).is_relative_to(run.path)
+    return refusal(run.path, error) if within and not isinstance(error, CotmiError) else None
+
 def _load_student(run: Run) -> "Student":
     "The trained student of a run."
     folder = run.path / RunFile.STUDENT
@@ -419,4 +429,5 @@ def mark_failed(
     "Record the end of a run whose process could not do so any more; a run that has ended stays as it is."
     run = Run(path)
     if run.metrics.get("status") == "running" and run.status != "running":
-        open_run(path).fail(error)
+        with suppress(StorageError): # a full disk: a run without a last word has stopped
+            open_run(path).fail(error)
