@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'SETTINGS', 'OPEN_SECTIONS', 'CotmiError', 'SettingsError', 'ConfigError', 'DataError', 'StudentError',
-           'EstimationError', 'RunError', 'nearest', 'check_choice', 'import_named', 'write_whole', 'write_text',
-           'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval', 'bootstrap_interval',
-           'is_installed', 'require', 'seed_everything', 'variable_name', 'Setting', 'parse_setting', 'find_settings',
-           'Settings', 'load_settings']
+           'EstimationError', 'TrainingError', 'RunError', 'nearest', 'check_choice', 'import_named', 'write_whole',
+           'write_text', 'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval',
+           'bootstrap_interval', 'is_installed', 'require', 'seed_everything', 'variable_name', 'Setting',
+           'parse_setting', 'find_settings', 'Settings', 'load_settings']
 
 # %% ../nbs/00_core.ipynb #3c7cbd70
 import configparser
@@ -43,6 +43,8 @@ class StudentError(CotmiError):
     "A student cannot be loaded or does not fit the data."
 class EstimationError(CotmiError):
     "Features are unfit for the estimate asked for."
+class TrainingError(CotmiError):
+    "A training cannot go on; its last checkpoint is whole."
 class RunError(CotmiError):
     "A run folder is missing, incomplete or in the way."
 
