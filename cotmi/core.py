@@ -28,7 +28,7 @@ from scipy.stats import bootstrap
 
 from cotmi.errors import ( # noqa: F401 (all of them are known by this place too)
     ConfigError, CotmiError, DataError, EstimationError, RunError, SettingsError, StorageError, StudentError,
-    one_line, reading, refusal, writing,
+    TrainingError, one_line, reading, refusal, writing,
 )
 
 # %% ../nbs/00_core.ipynb #be670064
@@ -188,6 +188,7 @@ class RunFile(StrEnum):
     JUDGEMENT = "judge.json" # What a judge run came to
     NOTEBOOK = "notebook.ipynb" # The executed experiment
     STUDENT = "student" # Folder: a plain Hugging Face checkpoint
+    TRACKING = "tracking" # Folder: what trackers wrote, where they write files
     CHECKPOINTS = "checkpoints" # Folder: where an interrupted training goes on
 
 # %% ../nbs/00_core.ipynb #373d68ca

@@ -10,6 +10,7 @@ __all__ = ['LOSS_EXAMPLES', 'WEIGHTS', 'batch_sampler', 'WatchedSplit', 'watched
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +58,7 @@ from .losses import term_weights
 from .run_config import RunConfig
 from .selection import SELECTIONS, Selection, best_evaluation
 from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items, step_losses
+from .trackers import TRACKERS, tracker_names, tracking
 
 # %% ../../nbs/training/06_trainer.ipynb #0e6d94a6
 def _stop_at(what: str, step: int, config: RunConfig, checkpoint: Path | None) -> TrainingError:
@@ -235,12 +237,16 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, RunError):
         return False
 
+def _step_of(checkpoint: Path | None) -> int:
+    "The step after which a checkpoint was written; 0 for none."
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
 def last_checkpoint(
     folder: str | Path, # A run folder
 ) -> Path | None: # The newest checkpoint that was written to its end
     "Where an interrupted training can go on."
     whole = [place for place in Path(folder, RunFile.CHECKPOINTS).glob("checkpoint-*") if _is_whole(place)]
-    return max(whole, key=lambda place: int(place.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step_of, default=None)
 
 # %% ../../nbs/training/06_trainer.ipynb #0c735d95
 def _clear_unfinished(folder: Path):
@@ -345,7 +351,7 @@ class CotTrainer(_CheckpointedTrainer):
 # %% ../../nbs/training/06_trainer.ipynb #5b2beb57
 def training_arguments(
     config: RunConfig, # The run
-    folder: str | Path, # Where checkpoints and trackers write
+    folder: str | Path, # The run folder
 ) -> TrainingArguments: # What the Trainer takes
     "The Trainer's arguments for a configuration."
     eval_steps, selection = min(config.eval_steps, config.max_steps), SELECTIONS[config.select_by]
@@ -361,7 +367,8 @@ def training_arguments(
         greater_is_better=selection.higher, logging_nan_inf_filter=False, # we look ourselves, and hide nothing
         logging_strategy="steps", logging_steps=min(config.logging_steps, config.max_steps), logging_first_step=True,
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=[t for t in config.report_to.replace(",", " ").split() if t != "none"] or "none",
+        run_name=Path(folder).resolve().name,
+        report_to=[name for name in tracker_names(config.report_to) if name not in TRACKERS] or "none",
         ddp_find_unused_parameters=False, # all have gradients, the head outside the forward that DDP would search
         save_only_model=False, log_level="error")
     arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU; torchrun starts several
@@ -510,11 +517,12 @@ def train(
     if config.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
     arguments = training_arguments(config, folder)
+    if first := arguments.process_index == 0:
+        _clear_unfinished(folder)
     history = History(folder / RunFile.HISTORY, arguments.train_batch_size * config.gradient_accumulation_steps
                       * arguments.world_size)
-    shown = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])]
-    trainer = _make_trainer(config, data, student, history, arguments, [*callbacks, *shown])
-    if trainer.is_world_process_zero():
-        _clear_unfinished(folder)
-    _train_on(trainer, history, last_checkpoint(folder))
+    shown, checkpoint = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])], last_checkpoint(folder)
+    with tracking(config, folder, _step_of(checkpoint)) if first else nullcontext([]) as trackers:
+        trainer = _make_trainer(config, data, student, history, arguments, [*callbacks, *trackers, *shown])
+        _train_on(trainer, history, checkpoint)
     return _finish(trainer, student, history.rows, folder)
