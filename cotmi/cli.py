@@ -31,7 +31,7 @@ from cotmi.runs.experiments import (
     run_experiment,
 )
 from .runs.results import results_table
-from .runs.run_folder import Run, list_runs, run_folder, runs_table
+from .runs.run_folder import Run, is_whole, list_runs, run_folder, runs_table
 from .runs.sweep import plan_run, run_sweep, sweep_points
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
@@ -129,7 +129,7 @@ def run_command(
         typer.echo(f"Executed notebook: {run_experiment(path, parameters, None, place, _command())}")
         return
     folder, anew = run_folder(config, place), parameters.get("force", defaults.get("force"))
-    if folder.is_dir() and not anew and Run(folder).status == "complete":
+    if folder.is_dir() and not anew and is_whole(Run(folder)):
         if not reuse:
             raise RunError(f"{folder} already holds the complete run of this configuration. --reuse shows it, "
                            "--force runs it anew.")

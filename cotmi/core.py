@@ -28,7 +28,7 @@ from scipy.stats import bootstrap
 
 from cotmi.errors import ( # noqa: F401 (all of them are known by this place too)
     ConfigError, CotmiError, DataError, EstimationError, RunError, SettingsError, StorageError, StudentError,
-    foreseen, one_line, reading, refusal, writing,
+    TrainingError, foreseen, one_line, reading, refusal, writing,
 )
 
 # %% ../nbs/00_core.ipynb #be670064
@@ -202,6 +202,7 @@ class RunFile(StrEnum):
     EARLIER_JUDGEMENT = "judge.earlier.json" # What one came to whose rationales an evaluation has replaced since
     NOTEBOOK = "notebook.ipynb" # The executed experiment
     STUDENT = "student" # Folder: a plain Hugging Face checkpoint
+    TRACKING = "tracking" # Folder: what trackers wrote, where they write files
     CHECKPOINTS = "checkpoints" # Folder: where an interrupted training goes on
 
 # %% ../nbs/00_core.ipynb #373d68ca
