@@ -15,7 +15,7 @@ from cotmi.data import own
 from cotmi.data.demo import DEMO_VERSION, make_demo
 from cotmi.data.identity import file_digest, fingerprint_tables
 from cotmi.data.loading import DATASETS, identify_data, load_data
-from cotmi.runs.run_data import check_same_data, load_stored_data
+from cotmi.runs.run_data import check_same_data, data_place
 from cotmi.runs.run_folder import Run, list_runs, run_folder, runs_table, start_run
 from cotmi.training.run_config import RunConfig, load_run_data
 
@@ -123,7 +123,7 @@ def test_what_augments_counts_where_it_is_used(tmp_path):
 
 def test_the_demo_is_known_by_the_version_of_its_generator():
     digest = hashlib.sha256(json.dumps(make_demo(200, 3, 7, 3, 0.1), sort_keys=True).encode()).hexdigest()[:16]
-    assert (DEMO_VERSION, digest) == (1, "e79e77570b838b93"), "other stories from the same arguments: DEMO_VERSION goes up"
+    assert (DEMO_VERSION, digest) == (1, "e79e77570b838b93"), "other stories: DEMO_VERSION goes up"
     assert identify_data("demo").fingerprint == load_data("demo", demo_size=60).fingerprint
 
 
@@ -193,10 +193,11 @@ def test_a_run_finds_its_data_from_any_folder(tmp_path, monkeypatch):
     assert record["data"]["path"] == str(tmp_path / "project" / "cups.jsonl")
     assert record["data"]["fingerprint"] == run.report.fingerprint
     monkeypatch.chdir(tmp_path)
-    assert len(load_stored_data(Run(run.path), config("cups.jsonl")).examples["test"]) == 4
+    found = load_run_data(config("cups.jsonl"), data_place(Run(run.path)))
+    assert found.fingerprint == run.report.fingerprint and len(found.examples["test"]) == 4
     write(tmp_path / "project" / "cups.jsonl", ROWS[::-1])
     with pytest.raises(RunError, match=r"was made with other data: .* cups is now .* Put its data back"):
-        load_stored_data(Run(run.path), config("cups.jsonl"))
+        check_same_data(Run(run.path), load_run_data(config("cups.jsonl"), data_place(run)).report)
 
 
 def test_published_data_are_found_again_though_the_settings_changed(tmp_path, monkeypatch):
@@ -204,7 +205,8 @@ def test_published_data_are_found_again_though_the_settings_changed(tmp_path, mo
     monkeypatch.setenv("COTMI_PATHS_DATA", str(tmp_path / "root"))
     run = begun(config("svamp"), tmp_path / "out").finish({})
     monkeypatch.setenv("COTMI_PATHS_DATA", str(tmp_path / "nowhere"))
-    assert load_stored_data(Run(run.path), config("svamp")).fingerprint == run.report.fingerprint
+    again = load_run_data(config("svamp"), data_place(Run(run.path)))
+    assert again.fingerprint == run.report.fingerprint
 
 
 def test_an_older_run_says_nothing_of_its_data(tmp_path):
@@ -217,14 +219,15 @@ def test_an_older_run_says_nothing_of_its_data(tmp_path):
     write(path, ROWS[::-1])
     old = Run(run.path)
     check_same_data(old, load_run_data(config(path)).report)
-    assert load_stored_data(old, config(path)).report.fingerprint and old.status == "complete"
+    assert data_place(old) == "" and old.status == "complete"
     assert not any("fingerprint" in problem or "data" in problem for problem in old.problems)
     assert runs_table(list_runs(tmp_path / "out"))["accuracy"].tolist() == [0.5]
 
 
 def test_missing_data_are_named_before_a_run_begins(tmp_path, monkeypatch):
     monkeypatch.setenv("COTMI_PATHS_DATA", str(tmp_path))
-    for name, complaint in (("svamp", "svamp_train.json does not exist"), (tmp_path / "no.csv", "no such file or folder")):
+    missing = {"svamp": "svamp_train.json does not exist", tmp_path / "no.csv": "no such file or folder"}
+    for name, complaint in missing.items():
         with pytest.raises(DataError, match=complaint):
             run_folder(config(name), tmp_path / "out")
     assert not (tmp_path / "out").exists()
