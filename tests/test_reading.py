@@ -1,4 +1,4 @@
-"""Files of rows: what was written in any form comes back as it was, and nothing is shifted, guessed or left out unsaid."""
+"""Files of rows: what was written in any form comes back, and nothing is shifted, guessed or left out unsaid."""
 
 import csv
 import gzip
@@ -53,7 +53,8 @@ def as_lines(rows):
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), min_size=1, max_size=30)
 CELLS = st.lists(st.fixed_dictionaries({"input": TEXT, "label": TEXT, "n": TEXT}), min_size=1, max_size=5)
-VALUES = st.none() | st.booleans() | st.integers(-10 ** 30, 10 ** 30) | st.floats(allow_nan=False) | TEXT | st.lists(TEXT)
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-10 ** 30, 10 ** 30), st.floats(allow_nan=False), TEXT,
+                   st.lists(TEXT))
 
 
 @QUIET
@@ -134,7 +135,8 @@ def arrow(rows, **types):
 
 def with_classes():
     sink = io.BytesIO()
-    rows = {"input": [f"Is {i} odd?" for i in range(30)], "label": [i % 2 for i in range(30)], "rationale": ["So."] * 30}
+    rows = {"input": [f"Is {i} odd?" for i in range(30)], "label": [i % 2 for i in range(30)],
+            "rationale": ["So."] * 30}
     HFDataset.from_dict(rows, Features({"input": Value("string"), "label": ClassLabel(names=["no", "yes"]),
                                         "rationale": Value("string")})).to_parquet(sink)
     return sink.getvalue()
@@ -210,7 +212,7 @@ def test_what_becomes_of_a_file(tmp_path, name):
     ("a.csv", as_csv(ROWS).replace("2 = 4.", "2 = 4.,checked"), r"row 3 \(line 4\): 4 cells, but the header names 3"),
     ("a.csv", as_csv(ROWS) + '"an open quote,1,so\n', "every quote closes"),
     ("a.csv", "input,input,label\n1,2,3\n", "two columns 'input'"),
-    ("a.csv", as_csv(changed(1, input="na\xefve")).encode("latin1"), "Convert it, for example with: iconv -f windows-1252"),
+    ("a.csv", as_csv(changed(1, input="na\xefve")).encode("latin1"), "Convert it, .*: iconv -f windows-1252"),
     ("a.jsonl", as_lines(ROWS).encode("utf-16le"), "iconv -f utf-16le -t utf-8 a.jsonl"),
     ("a.json", json.dumps({"rows": ROWS}), "one JSON object of lists or objects .keys: rows"),
     ("a.json", json.dumps(ROWS)[:-40], "row 30: not valid JSON"),
@@ -299,7 +301,7 @@ def test_a_hub_data_set_keeps_the_names_of_its_classes(tmp_path):
 
 def test_a_loading_script_gets_an_answer(tmp_path):
     write(tmp_path / "quiz" / "quiz.py", "raise SystemExit")
-    with pytest.raises(DataError, match="is a loading script, and nobody's code is run here.*convert/parquet") as raised:
+    with pytest.raises(DataError, match="is a loading script, .*code is run here.*convert/parquet") as raised:
         load_data(f"hub:{tmp_path / 'quiz'}")
     assert len(str(raised.value)) <= 400
 
@@ -312,8 +314,8 @@ def test_samples_of_unusable_cells_show_them(tmp_path):
 
 # -- time --------------------------------------------------------------------------------------------------------------
 
-NASTY = ("(", ")", "-", " ", "1", "1,", "=", "the answer is", "The answer is (", "So the answer is", "Answer:", "\n", "a",
-         "(a)", "1.", "$ ", " and ")
+NASTY = ("(", ")", "-", " ", "1", "1,", "=", "the answer is", "The answer is (", "So the answer is", "Answer:", "\n",
+         "a", "(a)", "1.", "$ ", " and ")
 PARSERS = {
     "parse_svamp": lambda t: parse_svamp(f"Why. The answer is {t}"), "parse_cqa": lambda t: parse_cqa(
         f"Why. So the answer is {t}"), "parse_anli": parse_anli, "parse_esnli": parse_esnli,

@@ -18,7 +18,9 @@ def is_missing(
     value: Any, # A cell
 ) -> bool: # Whether it says nothing
     "Whether a cell is a gap: null, NaN or an empty text."
-    return value is None or value == "" or (isinstance(value, (float, Decimal)) and math.isnan(value))
+    if isinstance(value, Decimal):
+        return value.is_nan() # before any comparison: a signalling NaN refuses those
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 # %% ../../nbs/data/04a_cells.ipynb #d50b3193
 def _number_text(value: float) -> str | None:

@@ -8,7 +8,7 @@ __all__ = ['LABEL_SOURCES', 'COLUMNS', 'SEGMENT_SEPARATOR', 'make_splits', 'Load
 # %% ../../nbs/data/06_examples.ipynb #631e4312
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +68,8 @@ def _versions(examples: DatasetDict) -> tuple[str, ...]:
 
 def _examples_fingerprint(examples: DatasetDict) -> str:
     "The fingerprint of the content of examples, however they came about."
-    return fingerprint_tables("examples", {split: part.with_format("arrow").iter(10_000)
-                                           for split, part in examples.items()})
+    tables: dict[str, Any] = {str(split): part.with_format("arrow").iter(10_000) for split, part in examples.items()}
+    return fingerprint_tables("examples", tables)
 
 # %% ../../nbs/data/06_examples.ipynb #6ca6ebce
 COLUMNS = ("id", "input", "label", "rationale", "gold_label", "teacher_label", "choices")

@@ -74,7 +74,7 @@ _PACKED: dict[str, Callable[[Path], Any]] = {
     ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")}
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
     "The bytes of a file, unpacked where it is packed."
     unpack = _PACKED.get(path.suffix.lower())
     if unpack is None:
@@ -314,11 +314,11 @@ def arrow_rows(
     features: Features | None = None, # What `datasets` knows of its columns; read off the table if None
 ) -> list[dict[str, Any]]: # Column to cell
     "The rows of an Arrow table, class labels by name."
-    features = Features.from_arrow_schema(table.schema) if features is None else features
+    known = features or Features.from_arrow_schema(table.schema)
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         cells = column.to_pylist()
-        if names := _label_names(features.get(name)):
+        if names := _label_names((known or {}).get(name)):
             cells = [_class_names(names, cell) for cell in cells]
         elif column.type in (pa.float16(), pa.float32()):
             cells = [_short_float(cell) for cell in cells]
