@@ -74,7 +74,7 @@ _PACKED: dict[str, Callable[[Path], Any]] = {
     ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")}
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
+def _opened(path: Path) -> "Iterator[io.BufferedReader[Any]]":
     "The bytes of a file, unpacked where it is packed."
     unpack = _PACKED.get(path.suffix.lower())
     if unpack is None:
