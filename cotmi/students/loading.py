@@ -8,6 +8,7 @@ __all__ = ['load_student']
 # %% ../../nbs/students/10_loading.ipynb #3e73f663
 import os
 from collections.abc import Iterable
+from typing import cast
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,9 +66,9 @@ def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     files = [*dict.fromkeys(tokenizer.vocab_files_names.values())]
     if files and _has_file(name, "config.json") and not any(_has_file(name, file) for file in files):
         raise StudentError(_NO_TOKENIZER.format(_called(name), ", ".join(files)))
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
-                           f"{model.get_input_embeddings().num_embeddings}. They do not belong together.")
+    if len(tokenizer) > (embedded := cast(int, model.get_input_embeddings().num_embeddings)):
+        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds {embedded}. "
+                           "They do not belong together.")
 
 # %% ../../nbs/students/10_loading.ipynb #d74497df
 def load_student(
