@@ -67,8 +67,8 @@ def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     if files and _has_file(name, "config.json") and not any(_has_file(name, file) for file in files):
         raise StudentError(_NO_TOKENIZER.format(_called(name), ", ".join(files)))
     if len(tokenizer) > (embedded := cast(int, model.get_input_embeddings().num_embeddings)):
-        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds {embedded}. "
-                           "They do not belong together.")
+        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
+                           f"{embedded}. They do not belong together.")
 
 # %% ../../nbs/students/10_loading.ipynb #d74497df
 def load_student(
