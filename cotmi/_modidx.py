@@ -2053,6 +2053,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'cotmi/students/loading.py'),
                                         'cotmi.students.loading._student_advice': ( 'students/loading.html#_student_advice',
                                                                                     'cotmi/students/loading.py'),
+                                        'cotmi.students.loading._tokenizer_files': ( 'students/loading.html#_tokenizer_files',
+                                                                                     'cotmi/students/loading.py'),
                                         'cotmi.students.loading.load_student': ( 'students/loading.html#load_student',
                                                                                  'cotmi/students/loading.py')},
             'cotmi.students.methods': { 'cotmi.students.methods.Method': ('students/methods.html#method', 'cotmi/students/methods.py'),

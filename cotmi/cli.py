@@ -203,7 +203,7 @@ def compare_command(
 def evaluate_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that holds a student.")],
 ) -> None:
-    "Evaluate the student of a run again, with the data in place now, and write the results into its folder."
+    "Evaluate the student of a run again, on the data it was trained with, and write the results into its folder."
     evaluate(run)
     _show_run(Run(run))
 

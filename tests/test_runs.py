@@ -32,7 +32,7 @@ def report():
 def test_what_a_start_writes(tmp_path, report):
     config = make_config(seed=3)
     run = start_run(config, tmp_path, report=report)
-    assert run.path == tmp_path / "demo" / config.run_id
+    assert run.path == run_folder(config, tmp_path, report) and run.path.parent == tmp_path / "demo"
     assert run.status == "running" and not run.problems
     assert run.config == json.loads(json.dumps(config.to_dict()))
     assert run.config_sources["seed"] == "given" and set(run.config_sources) == set(run.config)
