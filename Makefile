@@ -6,6 +6,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
+# Under this name `make -n` prints the line that calls it; a line with make's own variable in it is run all the same.
+AGAIN := $(MAKE)
 STAMP := $(VENV)/.installed
 # `make bench BENCH=--quick` takes minutes instead of the better part of an hour.
 BENCH ?=
@@ -35,7 +37,7 @@ install:
 	fi; \
 	rm -f "$(STAMP)"; \
 	echo "Installing the packages (minutes the first time)"; \
-	$(MAKE) --no-print-directory packages hooks; \
+	$(AGAIN) --no-print-directory packages hooks; \
 	printf '%s' "$(WANTED)" > "$(STAMP)"
 
 # uv, where it is there, takes a fraction of the time. It does not read pip's configuration, which may name another index
