@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..core import DataError, check_choice
 from .arithmetic import evaluate_equation, same_value
+from .numbers import read_quantity, same_quantity
 from .stated_answers import arrives_at_choice, arrives_at_value
 
 # %% ../../nbs/data/02_labels.ipynb #8c5c5dab
@@ -57,12 +58,26 @@ def _value_key(label: str) -> str | None:
     value = evaluate_equation(label)
     return None if value is None else f"{value:.12g}"
 
+def _number_key(label: str) -> str | None:
+    "The value of a number in twelve digits, with its unit."
+    found = read_quantity(label)
+    return None if found is None else f"{found.value:.12g} {found.unit}".strip()
+
+def _number_value(label: str) -> float | None:
+    found = read_quantity(label)
+    return None if found is None else found.value
+
+def _arrives_at_number(rationale: str, label: str, candidates: Sequence[str]) -> bool | None:
+    "Whether the value that a rationale reaches is that of a label as people write it."
+    value = _number_value(label)
+    return arrives_at_value(rationale, label if value is None else f"{value:.12f}")
+
 # %% ../../nbs/data/02_labels.ipynb #93cfeddb
 LABEL_KINDS: dict[str, LabelKind] = {kind.name: kind for kind in (
     LabelKind("choice", "one of a closed set", _same_words, _words_key, _no_value, arrives_at_choice, collected=True),
     LabelKind("choices", "one of those that its row lists", _same_words, _words_key, _no_value, arrives_at_choice),
     LabelKind("equation", "an equation", same_value, _value_key, evaluate_equation, arrives_at_value),
-    LabelKind("number", "a number", same_value, _value_key, evaluate_equation, arrives_at_value),
+    LabelKind("number", "a number", same_quantity, _number_key, _number_value, _arrives_at_number),
     LabelKind("text", "any text", _same_words, _words_key, _no_value, _undecided),
 )}
 
