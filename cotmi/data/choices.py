@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..core import DataError, check_choice
-from .dataset import as_text
+from .cells import as_text
 
 # %% ../../nbs/data/07a_choices.ipynb #ca084e23
 class Choices(NamedTuple):
