@@ -28,7 +28,8 @@ class Row(NamedTuple):
     teacher: str | None # The teacher's label; None where there is no teacher's label to speak of
     choices: tuple[str, ...] # Listed or closed answers; empty for free labels
     problem: str # One of PROBLEMS, or empty
-    sample: str # What the teacher said, shortened; kept for rows with a problem
+    sample: str # What the teacher said or the cells as they are, shortened; kept for rows with a problem
+    reason: str = "" # Why input or gold label are missing, one of PROBLEMS, where more is known than that they are
 
 # %% ../../nbs/data/04_data_report.ipynb #5db7c77c
 def shorten(

@@ -8,7 +8,7 @@ __all__ = ['Question', 'LoadOptions', 'Dataset', 'RawData', 'make_row']
 # %% ../../nbs/data/05_dataset.ipynb #3cd37f7f
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +38,15 @@ class LoadOptions:
     max_train: int | None = None # At most this many train examples
     max_valid: int | None = None # At most this many valid examples
     max_test: int | None = None # At most this many test examples
-    columns: Mapping[str, str | None] = field(default_factory=dict) # Own data: which column plays which part
+    columns: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict) # Own data: column of each part
     label_kind: str | None = None # Own data: a name of LABEL_KINDS; guessed if None
+    label_form: str | None = None # Own data: a name of LABEL_FORMS, how labels name choices; found out if None
+    label_words: Mapping[str, str] | None = None # Own data: labels to be written another way
+    labels: tuple[str, ...] = () # Own data: the closed set, where it is known beforehand
+    input_template: str | None = None # Own data: text with names of columns in braces
+    extractor: str | None = None # Own data: a name of EXTRACTORS, or `regex:` and a pattern
+    explanations: str | None = None # Own data: a name of EXPLANATIONS
+    recipe: str | None = None # Own data: a name of RECIPES
     valid_fraction: float = 0.1 # Share of train held out where there is no valid file
     test_fraction: float = 0.1 # Share of train held out where there is no test file
     demo_size: int = 4000 # Stories of the demo
