@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .completions import Parsed
@@ -99,6 +100,8 @@ class RawData(NamedTuple):
     files: dict[str, list[Row]] # The rows of each file or source
     splits: dict[str, list[Row]] # The same rows in train, valid and test
     notes: list[str] # What a reader of the report should know
+    kind_reason: str = "" # Why labels are taken for what they are, where nobody said it
+    advice: Mapping[str, str] = MappingProxyType({}) # Problem → the command that may mend it
 
 # %% ../../nbs/data/05_dataset.ipynb #ee8a6abb
 def _rows_fingerprint(raw: RawData) -> str:

@@ -28,6 +28,7 @@ class LabelKind:
     value: Callable[[str], float | None] # The value of a label; None for words and for what cannot be read
     faithful: Callable[[str, str, Sequence[str]], bool | None] # Rationale, label, candidates: does it arrive there?
     collected: bool = False # Whether the labels of the training rows are the closed set
+    listed: bool = False # Whether each row lists its own
 
     def is_valid(self, text: str, candidates: Sequence[str] = ()) -> bool:
         "Whether a text could be an answer, right or wrong: a candidate where there are some, else any label."
@@ -77,7 +78,8 @@ def _arrives_at_number(rationale: str, label: str, candidates: Sequence[str]) ->
 # %% ../../nbs/data/02_labels.ipynb #93cfeddb
 LABEL_KINDS: dict[str, LabelKind] = {kind.name: kind for kind in (
     LabelKind("choice", "one of a closed set", _same_words, _words_key, _no_value, arrives_at_choice, collected=True),
-    LabelKind("choices", "one of those that its row lists", _same_words, _words_key, _no_value, arrives_at_choice),
+    LabelKind("choices", "one of those that its row lists", _same_words, _words_key, _no_value, arrives_at_choice,
+              listed=True),
     LabelKind("equation", "an equation", same_value, _value_key, evaluate_equation, arrives_at_value),
     LabelKind("number", "a number", same_quantity, _number_key, _number_value, _arrives_at_number),
     LabelKind("text", "any text", _same_words, _words_key, _no_value, _undecided),

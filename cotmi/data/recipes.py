@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Alternatives', 'RECIPES', 'Recipe', 'apply_recipe']
 
-# %% ../../nbs/data/08b_recipes.ipynb #a9dbf5c0
+# %% ../../nbs/data/08b_recipes.ipynb #de06196d
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ from ..core import DataError, check_choice
 from .completions import NLI_LABELS
 from .dataset import LoadOptions
 from .examples import SEGMENT_SEPARATOR
-from .own_rows import MAX_NAMED, column_names, plan_layout, read_row
+from .own_rows import MAX_NAMED
 
 # %% ../../nbs/data/08b_recipes.ipynb #77597c8a
 Alternatives = tuple[str | tuple[str, ...], ...] # columns, or groups of them, of which the first that is there is taken
