@@ -14,6 +14,8 @@ from .dataset import Dataset, LoadOptions
 from .demo import DEMO
 from .examples import LABEL_SOURCES, LoadedData, assemble
 from .own import own_dataset
+from .own_rows import SAID, Columns
+from .recipes import RECIPES
 from .published import PUBLISHED
 
 # %% ../../nbs/data/10_loading.ipynb #bbc1692a
@@ -25,6 +27,9 @@ def get_dataset(
     "The record of a data set; `DataError` with the nearest name where there is no such name, file or folder."
     if name in DATASETS:
         return DATASETS[name]
+    if name in RECIPES:
+        raise DataError(f"{name} is a recipe, and the data come from you: `cotmi data PATH -p recipe {name}`, where PATH "
+                        f"has {RECIPES[name].files}.")
     if not name.startswith("hub:") and not Path(name).expanduser().exists():
         raise DataError(f"The dataset {name!r} is unknown and no such file or folder exists; allowed are "
                         f"{', '.join(DATASETS)}, a path, or hub:<id>.{nearest(name, DATASETS)}")
@@ -33,8 +38,9 @@ def get_dataset(
 # %% ../../nbs/data/10_loading.ipynb #d1f3c3b6
 def _check_options(name: str, dataset: Dataset, options: LoadOptions) -> None:
     "Complain of options that a data set has no use for."
-    if dataset.label_kind and (options.columns or options.label_kind):
-        raise DataError(f"columns and label_kind are for your own data; the format of {name} is known.")
+    given = [option for option in SAID if getattr(options, option)]
+    if dataset.label_kind and given:
+        raise DataError(f"{' and '.join(given)} can be said of your own data only; the form of {name} is known.")
     if options.augment and not dataset.augmented_by:
         pairs = [f"{d.augmented_by.title.partition(':')[0]} to {d.name}" for d in DATASETS.values() if d.augmented_by]
         raise DataError(f"augment=True adds {', '.join(pairs)}; {name} has nothing to be augmented by.")
@@ -51,8 +57,14 @@ def load_data(
     max_train: int | None = None, # At most this many train examples
     max_valid: int | None = None, # At most this many valid examples, the same for every seed
     max_test: int | None = None, # At most this many test examples, the same for every seed
-    columns: Mapping[str, str | None] | None = None, # For own data: part to column, such as {"input": "question"}
+    recipe: str | None = None, # For the files of a public data set: a name of RECIPES, such as gsm8k
+    columns: Columns | None = None, # For own data: part to column or columns, such as {"input": "question"}
+    input_template: str | None = None, # For own data: the input as text with names of columns in braces
+    extractor: str | None = None, # For own data: a name of EXTRACTORS or `regex:` and a pattern, for label in rationale
+    explanations: str | None = None, # For own data: a name of EXPLANATIONS, what to do with several rationales
     label_kind: str | None = None, # For own data: a name of LABEL_KINDS; guessed if None
+    label_form: str | None = None, # For own data: a name of LABEL_FORMS, how labels name choices; found out if None
+    label_words: Mapping[str, str] | None = None, # For own data: labels to be written another way
     valid_fraction: float = 0.1, # Share of train held out where there is no valid file
     test_fraction: float = 0.1, # Share of train held out where there is no test file
     demo_size: int = 4000, # Stories of the demo
@@ -65,8 +77,9 @@ def load_data(
     check_choice("label_source", label_source, LABEL_SOURCES, DataError)
     options = LoadOptions(
         data_root=data_root, label_source=label_source, train_split=train_split or "train", augment=augment, seed=seed,
-        max_train=max_train, max_valid=max_valid, max_test=max_test, columns=columns or {}, label_kind=label_kind,
-        valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
+        max_train=max_train, max_valid=max_valid, max_test=max_test, recipe=recipe, columns=columns or {},
+        input_template=input_template, extractor=extractor, explanations=explanations, label_kind=label_kind,
+        label_form=label_form, label_words=label_words, valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
         demo_difficulty=demo_difficulty, demo_slips=demo_slips, demo_seed=demo_seed)
     dataset = get_dataset(name)
     _check_options(name, dataset, options)
