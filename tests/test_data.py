@@ -391,7 +391,7 @@ def test_own_teacher_labels_are_checked_and_can_be_trained_on(tmp_path):
 def test_a_missing_rationale_column(tmp_path):
     path = write_table(tmp_path / "mine.jsonl", [{k: v for k, v in r.items() if k != "why"} for r in ROWS])
     part = {"input": "question", "label": "answer"}
-    with pytest.raises(DataError, match=r"no column 'rationale'. Found: question, answer, key.*null.*-p method finetune"):
+    with pytest.raises(DataError, match=r"no column 'rationale'. Found: question, answer, key.*null.*-p method"):
         load_data(path, columns=part)
     data = load_data(path, columns={**part, "rationale": None})
     assert not data.spec.rationales and set(data.examples["train"]["rationale"]) == {""}
