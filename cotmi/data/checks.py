@@ -52,17 +52,20 @@ class SplitChecks:
     repeated: int # Inputs that came before
     nearly_repeated: int # Inputs that came before but for capitals, spaces and punctuation
     conflicting: int # Inputs that came before, nearly or exactly, with another label
-    balance: dict[str, int] # The commonest labels and how often they come
+    balance: dict[str, int] # The commonest labels of all splits and how often they come in this one
     leaked: dict[str, int] = field(default_factory=dict) # Split before it → inputs that it holds too
     nearly_leaked: dict[str, int] = field(default_factory=dict) # The same but for capitals, spaces and punctuation
 
 def label_balance(
-    labels: Sequence[str], # The labels of a split
-) -> dict[str, int]: # From the commonest to the rarest, the rest together
-    "How often each label comes."
-    counts = Counter(labels).most_common()
-    rest = sum(count for _, count in counts[MAX_LABELS:])
-    return dict(counts[:MAX_LABELS]) | ({OTHERS: rest} if rest else {})
+    labels: Mapping[str, Sequence[str]], # The labels of each split
+) -> dict[str, dict[str, int]]: # The same labels for every split, the commonest of all first, the rest together
+    "How often each label comes in each split."
+    counts = {split: Counter(told) for split, told in labels.items()}
+    named = [label for label, _ in sum(counts.values(), Counter()).most_common(MAX_LABELS)]
+    rest = {split: of.total() - sum(of[label] for label in named) for split, of in counts.items()}
+    others = {OTHERS} if any(rest.values()) else set()
+    return {split: {label: of[label] for label in named} | dict.fromkeys(others, rest[split])
+            for split, of in counts.items()}
 
 # %% ../../nbs/data/03a_checks.ipynb #7641f2e1
 def stored_checks(
@@ -96,13 +99,13 @@ def check_splits(
 ) -> dict[str, SplitChecks]: # What is to be known of each split
     "Measure, compare and count the examples of every split."
     known = {split: _Known(texts, labels[split]) for split, texts in inputs.items()}
-    checks: dict[str, SplitChecks] = {}
+    balance, checks = label_balance(labels), {}
     for split, texts in inputs.items():
         shared = {before: known[before].shared(texts) for before in checks}
         columns = {"input": texts, "label": labels[split], "rationale": rationales[split]}
         here = known[split]
         checks[split] = SplitChecks(
             {part: text_lengths(column) for part, column in columns.items()}, here.repeated, here.nearly,
-            here.conflicting, label_balance(labels[split]), {before: exact for before, (exact, _) in shared.items()},
+            here.conflicting, balance[split], {before: exact for before, (exact, _) in shared.items()},
             {before: nearly for before, (_, nearly) in shared.items()})
     return checks

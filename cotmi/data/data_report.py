@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ..core import DataError
-from .checks import MAX_LABELS, OTHERS, SplitChecks, stored_checks
+from .checks import OTHERS, SplitChecks, stored_checks
 from .completions import PROBLEMS
 from .labels import get_label_kind
 
@@ -155,11 +155,8 @@ def _lengths_table(checks: Mapping[str, SplitChecks]) -> pd.DataFrame:
         else pd.DataFrame()
 
 def _balance_table(checks: Mapping[str, SplitChecks]) -> pd.DataFrame:
-    "A row for each of the commonest labels: how often each split has it; of a label that one split alone counts, 0."
-    labels = list(dict.fromkeys(label for c in checks.values() for label in c.balance))
-    shown = sorted(labels[:2 * MAX_LABELS], key=lambda label: label == OTHERS)
-    return pd.DataFrame({name: [c.balance.get(label, 0) for label in shown] for name, c in checks.items()},
-                        index=pd.Index(shown, name="label"))
+    "A row for each of the commonest labels: how often each split has it."
+    return pd.DataFrame({name: c.balance for name, c in checks.items()}).rename_axis("label")
 
 # %% ../../nbs/data/04_data_report.ipynb #97f7580b
 @dataclass(frozen=True)
@@ -216,6 +213,17 @@ def _stored_report(stored: Mapping[str, Any]) -> DataReport:
 
 _SHARES = "{:.4f}".format
 
+def _plain(table: pd.DataFrame) -> str:
+    "A table for a terminal; a dash where there is nothing to say."
+    return table.astype(object).where(table.notna(), "-").to_string(float_format=_SHARES)
+
+def _told_tables(report: DataReport) -> list[pd.DataFrame]:
+    "Lengths, repeats and leaks, and the balance where the labels are few enough to have one."
+    balance = report.balance_frame()
+    spread = OTHERS in balance.index and 2 * balance.loc[OTHERS].sum() > balance.to_numpy().sum()
+    tables = (report.length_frame(), report.check_frame(), balance.iloc[:0] if spread else balance)
+    return [table for table in tables if len(table)]
+
 def _kind_text(report: DataReport) -> str:
     "What the labels are, and why they are taken for it."
     because = f" ({report.kind_reason})" if report.kind_reason else ""
@@ -229,18 +237,16 @@ def _sample_lines(files: Mapping[str, SplitReport]) -> Iterator[str]:
 
 def _report_text(report: DataReport) -> str:
     lines = [f"{report.title}: {report.name}, labels: {report.label_source}",
-             report.to_frame().to_string(na_rep="-", float_format=_SHARES), "", _kind_text(report)]
+             _plain(report.to_frame()), "", _kind_text(report)]
     if len(problems := report.problem_frame()):
         lines += ["", problems.drop(columns="meaning").to_string(), "", *_sample_lines(report.files)]
-    for table in (report.length_frame(), report.check_frame(), report.balance_frame()):
-        lines += ["", table.to_string(na_rep="-")] if len(table) else []
+    lines += [line for table in _told_tables(report) for line in ("", _plain(table))]
     return "\n".join([*lines, "", *report.notes] if report.notes else lines)
 
 def _report_html(report: DataReport) -> str:
     title, name = html.escape(report.title), html.escape(report.name)
-    tables = (report.problem_frame(), report.length_frame(), report.check_frame(), report.balance_frame())
     return "".join([
         f"<p><b>{title}</b> ({name}), labels: {report.label_source}</p><p>{html.escape(_kind_text(report))}</p>",
-        report.to_frame().to_html(na_rep="-", float_format=_SHARES),
-        *(table.to_html(na_rep="-") for table in tables if len(table)),
+        report.to_frame().to_html(na_rep="-", float_format=_SHARES), report.problem_frame().to_html(),
+        *(table.to_html(na_rep="-") for table in _told_tables(report)),
         _samples_html(report.files), *(f"<p>{html.escape(note)}</p>" for note in report.notes)])

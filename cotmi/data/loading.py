@@ -16,8 +16,8 @@ from .demo import DEMO
 from .examples import LABEL_SOURCES, LoadedData, assemble
 from .own import own_dataset, own_name, own_path
 from .own_rows import SAID, Columns
-from .recipes import RECIPES
 from .published import PUBLISHED, data_root
+from .recipes import RECIPES
 
 # %% ../../nbs/data/10_loading.ipynb #bbc1692a
 DATASETS: dict[str, Dataset] = {DEMO.name: DEMO, **PUBLISHED}
@@ -29,8 +29,8 @@ def get_dataset(
     if name in DATASETS:
         return DATASETS[name]
     if name in RECIPES:
-        raise DataError(f"{name} is a recipe, and the data come from you: `cotmi data PATH -p recipe {name}`, where PATH "
-                        f"has {RECIPES[name].files}.")
+        raise DataError(f"{name} is a recipe, and the data come from you: `cotmi data PATH -p recipe {name}`, where "
+                        f"PATH has {RECIPES[name].files}.")
     if not name.startswith("hub:") and not Path(name).expanduser().exists():
         raise DataError(f"The dataset {name!r} is unknown and no such file or folder exists; allowed are "
                         f"{', '.join(DATASETS)}, a path, or hub:<id>.{nearest(name, DATASETS)}")
@@ -80,7 +80,8 @@ def load_data(
         data_root=data_root, label_source=label_source, train_split=train_split or "train", augment=augment, seed=seed,
         max_train=max_train, max_valid=max_valid, max_test=max_test, recipe=recipe, columns=columns or {},
         input_template=input_template, extractor=extractor, explanations=explanations, label_kind=label_kind,
-        label_form=label_form, label_words=label_words, valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
+        label_form=label_form, label_words=label_words,
+        valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
         demo_difficulty=demo_difficulty, demo_slips=demo_slips, demo_seed=demo_seed)
     dataset = get_dataset(name)
     _check_options(name, dataset, options)

@@ -293,15 +293,27 @@ def data_command(
              for word in ("-p", name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
     return shlex.join(["cotmi", "data", source, *words, *more])
 
+def _taken_apart(options: LoadOptions, rows: Sequence[Said]) -> LoadOptions | None:
+    "The options under which labels that are whole solutions would be read; None where no extractor takes them apart."
+    labels = [row.label for row in rows[:20] if row.label]
+    good = (name for name, extractor in EXTRACTORS.items()
+            if 2 * sum(not extract(extractor, label).problem for label in labels) > len(labels))
+    if not (found := next(good, None)):
+        return None
+    columns = {part: column for part, column in options.columns.items() if part != "label"}
+    return replace(options, extractor=found, columns={**columns, "rationale": options.columns.get("label", "label")})
+
 def mending(
     source: str, # A path or a hub id
     options: LoadOptions, # What was said about it
-    understood: Understood, # What its rows say
+    understood: Understood, # What they say together
+    rows: Sequence[Said], # What they say each
 ) -> dict[str, str]: # Problem → a command that may help
     "What may help when rows cannot be used."
     without = replace(options, columns={**options.columns, "rationale": None}, extractor=None)
     unlisted = replace(options, columns={**options.columns, "choices": None}, label_kind="text", label_form=None)
     plain = unlisted if understood.dataset.kind.listed else replace(options, label_kind="text")
+    plain = _taken_apart(options, rows) or plain
     others = [name for name in EXTRACTORS if name != options.extractor]
     return {"empty rationale": data_command(source, without, "-p", "method", "finetune"),
             "unusable gold label": data_command(source, plain), "unusable choices": data_command(source, unlisted),

@@ -259,7 +259,7 @@ class RunConfig:
     recipe: str | None = _set(None, "Own data: how the files of a public data set are read, such as gsm8k.")
     columns: dict[str, str | list[str] | None] | None = _set(
         None, "Own data: our column names to the file's, as JSON; null for none, a list for several.")
-    input_template: str | None = _set(None, r"Own data: the input, such as {question}\n{options}, with names of columns.")
+    input_template: str | None = _set(None, r"Own data: the input made of columns, such as {question}\n{options}.")
     extractor: str | None = _set(None, "Own data: takes rationale and label apart: hashes, answer-is, letter, boxed, "
                                        "think, or regex: and a pattern.")
     explanations: str | None = _set(None, "Own data: several explanations of a row: join, first, longest or all.")
