@@ -69,7 +69,7 @@ def _of_mapping(cell: Mapping[str, Any]) -> Choices:
 def _of_list(cell: list[Any]) -> Choices:
     "Choices of a list of texts, or of a list of a text and a mark each."
     if any(isinstance(item, Mapping) for item in cell):
-        pairs = [item for item in cell if isinstance(item, Mapping) and "text" in item]
+        pairs = [item for item in cell if isinstance(item, Mapping) and item.get("text") is not None]
         return _marked([p["text"] for p in pairs], [p.get("label") for p in pairs]) if len(pairs) == len(cell) else \
             NO_CHOICES
     return _without_marks([as_text(item) for item in cell])

@@ -211,6 +211,7 @@ def _stored_report(stored: Mapping[str, Any]) -> DataReport:
     except (KeyError, TypeError, AttributeError) as fault:
         raise DataError(f"This is no data report: {fault!r}.") from fault
 
+# %% ../../nbs/data/04_data_report.ipynb #d7207ce8
 _SHARES = "{:.4f}".format
 
 def _plain(table: pd.DataFrame) -> str:

@@ -46,6 +46,21 @@ def _check_options(name: str, dataset: Dataset, options: LoadOptions) -> None:
         pairs = [f"{d.augmented_by.title.partition(':')[0]} to {d.name}" for d in DATASETS.values() if d.augmented_by]
         raise DataError(f"augment=True adds {', '.join(pairs)}; {name} has nothing to be augmented by.")
 
+# %% ../../nbs/data/10_loading.ipynb #4e736d9b
+def _load(name: str, options: LoadOptions) -> LoadedData:
+    "What `load_data` gives; `DataError` for data that change meanwhile."
+    dataset = get_dataset(name)
+    _check_options(name, dataset, options)
+    before = dataset.fingerprint(dataset, options) if dataset.fingerprint else ""
+    raw = dataset.load(options)
+    if options.label_source == "teacher" and all(row.teacher is None for row in raw.splits["train"]):
+        raise DataError(f"{name} has no teacher labels to train on; map a column with columns={{'teacher_label': …}}, "
+                        "or use label_source='gold'.")
+    data = assemble(raw, options, before or rows_fingerprint(raw))
+    if dataset.fingerprint and dataset.fingerprint(dataset, options) != before:
+        raise DataError(f"{name} changed while it was read. Load it again when nobody writes it any more.")
+    return data
+
 # %% ../../nbs/data/10_loading.ipynb #ed03701e
 def load_data(
     name: str, # A name in DATASETS, the path of a file or folder of rows, or `hub:<id>`
@@ -83,17 +98,7 @@ def load_data(
         label_form=label_form, label_words=label_words,
         valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
         demo_difficulty=demo_difficulty, demo_slips=demo_slips, demo_seed=demo_seed)
-    dataset = get_dataset(name)
-    _check_options(name, dataset, options)
-    before = dataset.fingerprint(dataset, options) if dataset.fingerprint else ""
-    raw = dataset.load(options)
-    if label_source == "teacher" and all(row.teacher is None for row in raw.splits["train"]):
-        raise DataError(f"{name} has no teacher labels to train on; map a column with columns={{'teacher_label': …}}, "
-                        "or use label_source='gold'.")
-    data = assemble(raw, options, before or rows_fingerprint(raw))
-    if dataset.fingerprint and dataset.fingerprint(dataset, options) != before:
-        raise DataError(f"{name} changed while it was read. Load it again when nobody writes it any more.")
-    return data
+    return _load(name, options)
 
 # %% ../../nbs/data/10_loading.ipynb #4098a518
 def dataset_name(
