@@ -274,7 +274,8 @@ def understand(
 ) -> Understood: # `DataError` for an unknown kind or form, and for places that may count from 0 or 1
     "The record with what its rows say."
     listed = any(len(row.choices.texts) > 1 for row in rows)
-    form = label_form(options.label_form, [(row.label, row.choices) for row in rows if row.label and row.choices.texts])
+    pairs = [(row.label, row.choices) for row in rows if row.label and len(row.choices.texts) > 1]
+    form = label_form(options.label_form, pairs)
     kind = Guess(options.label_kind, "as given") if options.label_kind else guess_kind((r.label for r in rows), listed)
     collected = get_label_kind(kind.name).collected
     labels = options.labels or tuple(sorted({row.label for row in rows} - {""})) if collected else ()
