@@ -25,14 +25,15 @@ _FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeE
 
 def _no_hub(dataset: str, fault: Exception) -> DataError:
     "What to do about a hub data set that does not load."
+    shown = one_line(dataset, 80)
     if "scripts are no longer supported" in str(fault):
-        return DataError(f"The hub dataset {dataset!r} is a loading script, and nobody's code is run here. Many such "
-                         "data sets have a converted copy: look for its branch refs/convert/parquet on the hub, download "
-                         "its files and give the path of their folder in place of hub:….")
+        return DataError(f"The hub dataset {shown!r} is a loading script, and nobody's code is run here. Many such "
+                         "data sets have a converted copy: look for its branch refs/convert/parquet on the hub, "
+                         "download its files and give the path of their folder in place of hub:….")
     reason = one_line(f"{type(fault).__name__}: {fault}", 140)
-    return DataError(f"The hub dataset {one_line(dataset, 80)!r} cannot be loaded ({reason}). Two ways on: check the name "
-                     "and the network and try again, or download it elsewhere and give the path of a folder, or of a "
-                     ".jsonl, .csv or .parquet file, in its place.")
+    return DataError(f"The hub dataset {shown!r} cannot be loaded ({reason}). Two ways on: check the name and the "
+                     "network and try again, or download it elsewhere and give the path of a folder, or of a .jsonl, "
+                     ".csv or .parquet file, in its place.")
 
 def load_hub(
     name: str, # `hub:<id>` or `hub:<id>:<configuration>`
@@ -45,8 +46,8 @@ def load_hub(
     except _FAULTS as fault:
         raise _no_hub(dataset, fault) from fault
     if twice := next((role for role in roles.values() if list(roles.values()).count(role) > 1), ""):
-        raise DataError(f"The hub dataset {dataset!r} has more than one split for {twice}: {', '.join(roles)}. Download "
-                        "it and give the path of a folder with one file for each.")
+        raise DataError(f"The hub dataset {dataset!r} has more than one split for {twice}: {', '.join(roles)}. "
+                        "Download it and give the path of a folder with one file for each.")
     return {roles[str(split)]: part for split, part in parts.items()}
 
 # %% ../../nbs/data/08a_hub.ipynb #b6ef1ef1

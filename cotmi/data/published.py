@@ -80,8 +80,8 @@ def _read_teacher(dataset: Dataset, folder: Path, split: str, rows: int) -> list
     if len(completions) == rows:
         return completions
     if not pieces:
-        raise DataError(f"{_piece(folder, split, 0)} does not exist: the teacher's completions of {dataset.name} {split} are missing. "
-                        "Get them with `cotmi data fetch dss`.")
+        raise DataError(f"{_piece(folder, split, 0)} does not exist: the teacher's completions of {dataset.name} "
+                        f"{split} are missing. Get them with `cotmi data fetch dss`.")
     wrong, holds, expected = _wrong_piece(pieces, rows, dataset.piece_size)
     raise DataError(f"{dataset.name} {split} has {rows:,} rows but {len(completions):,} teacher completions: "
                     f"{_piece(folder, split, wrong)} {holds}, expected {expected}. "
@@ -204,7 +204,8 @@ CQA = Dataset(
     splits=("train", "test"), sizes={"train": 9741, "test": 1221}, fields=("question", "choices", "answer"),
     question=_cqa_question, parse=parse_cqa, piece_size=1000, source="https://github.com/salesforce/cos-e",
     licence="BSD-3-Clause",
-    fingerprint=published_fingerprint, citation=f"Talmor et al. 2019, arXiv 1811.00937; Rajani et al. 2019, arXiv 1906.02361; {_HSIEH}")
+    fingerprint=published_fingerprint,
+    citation=f"Talmor et al. 2019, arXiv 1811.00937; Rajani et al. 2019, arXiv 1906.02361; {_HSIEH}")
 
 # %% ../../nbs/data/08_published.ipynb #e3e95490
 def _nli_question(row: Mapping) -> Question:

@@ -162,13 +162,13 @@ def _json_objects(path: Path, text: str) -> list[Any]:
 
 def _json_lines(path: Path, first: str, rest: Iterator[tuple[int, str]]) -> list[Any]:
     "The objects of lines; the first one is known to be whole."
-    rows, number = [_DECODER.decode(first)], 1
-    try:
-        for number, line in rest:
-            if line and not line.isspace():
+    rows = [_DECODER.decode(first)]
+    for number, line in rest:
+        try:
+            if not line.isspace():
                 rows.append(_DECODER.decode(line))
-    except (json.JSONDecodeError, RecursionError) as fault:
-        raise _bad_json(path, number, fault) from fault
+        except (json.JSONDecodeError, RecursionError) as fault:
+            raise _bad_json(path, number, fault) from fault
     return rows
 
 # %% ../../nbs/data/07a_reading.ipynb #4515b5ac
@@ -282,8 +282,8 @@ def _read_delimited(path: Path, usual: str = ",") -> Table:
                 table = _delimited(path, text, separator, quoting=True)
         except csv.Error as fault:
             if separator != "\t":
-                raise DataError(f"{path} cannot be read as CSV: {fault}. A quote inside a quoted cell is written twice, "
-                                "and every quote closes; look for one that does not.") from fault
+                raise DataError(f"{path} cannot be read as CSV: {fault}. A quote inside a quoted cell is written "
+                                "twice, and every quote closes; look for one that does not.") from fault
             with _as_lines(path) as text:
                 table = _delimited(path, text, separator, quoting=False)
             notes += (f"{path.name}: its quotes are read as text.",)
@@ -357,8 +357,8 @@ def _read_xml(path: Path) -> Table:
     with _as_lines(path) as lines:
         text = lines.read()
     if "<!DOCTYPE" in text:
-        raise DataError(f"{path} has a DOCTYPE, which can define anything; expected plain XML. Remove it, or convert the "
-                        "rows to JSON lines or CSV.")
+        raise DataError(f"{path} has a DOCTYPE, which can define anything; expected plain XML. Remove it, or convert "
+                        "the rows to JSON lines or CSV.")
     root = ElementTree.fromstring(text)
     return Table([row for element in root.iter() if (row := _xml_row(element))])
 

@@ -64,8 +64,8 @@ def _in_order(folder: Path, split: str, files: list[Path]) -> list[Path]:
                         f"{split}-00000-of-00002 and {split}-00001-of-00002.")
     numbers, count = [shard[3] for shard in shards], shards[0][1]
     if lacking := sorted(set(range(count)) - set(numbers)):
-        raise DataError(f"{folder} has {len(files)} of the {count} shards of {split}; number {lacking[0]:05d} is missing. "
-                        "Get the others too.")
+        raise DataError(f"{folder} has {len(files)} of the {count} shards of {split}; number {lacking[0]:05d} is "
+                        "missing. Get the others too.")
     return [shard[4] for shard in sorted(shards, key=lambda shard: shard[3])]
 
 # %% ../../nbs/data/07b_split_files.ipynb #bfdd455d

@@ -29,6 +29,7 @@ from cotmi.core import (
     variable_name,
 )
 from ..students.methods import METHODS
+from .selection import SELECTIONS
 
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
     from cotmi.data.examples import LoadedData
@@ -54,6 +55,10 @@ def _critics() -> Iterable[str]:
 def _features() -> Iterable[str]:
     "The kinds of features."
     return FEATURES
+
+def _selections() -> Iterable[str]:
+    "The ways to pick a checkpoint."
+    return SELECTIONS
 
 # %% ../../nbs/training/04_run_config.ipynb #438ddace
 def _features_of(objective: str) -> Iterable[str]:
@@ -165,10 +170,19 @@ def _check_least(values: Mapping[str, Any]) -> None:
         if not values[name] > 0:
             raise ConfigError(f"{name} is {values[name]}; expected more than 0. ({config_help(name)})")
 
+# %% ../../nbs/training/04_run_config.ipynb #b49a736d
+def _check_selection(config: "RunConfig") -> None:
+    "Refuse to pick the checkpoint by rationales that a method does not write."
+    if SELECTIONS[config.select_by].rationales and not METHODS[config.method].writes_rationales:
+        able = ", ".join(name for name, selection in SELECTIONS.items() if not selection.rationales)
+        raise ConfigError(f"select_by is {config.select_by!r}, but method {config.method} writes no rationales. "
+                          f"Allowed with it are {able}.")
+
 # %% ../../nbs/training/04_run_config.ipynb #c5ef4068
 def _check_ranges(config: "RunConfig") -> None:
     "Refuse values and combinations that cannot be meant."
     _check_least(config.to_dict())
+    _check_selection(config)
     if not 0 <= config.alpha <= 1:
         raise ConfigError(f"alpha is {config.alpha}; expected 0 to 1. ({config_help('alpha')})")
     if config.dropout is not None and not 0 <= config.dropout < 1:
@@ -259,7 +273,7 @@ class RunConfig:
     recipe: str | None = _set(None, "Own data: how the files of a public data set are read, such as gsm8k.")
     columns: dict[str, str | list[str] | None] | None = _set(
         None, "Own data: our column names to the file's, as JSON; null for none, a list for several.")
-    input_template: str | None = _set(None, r"Own data: the input made of columns, such as {question}\n{options}.")
+    input_template: str | None = _set(None, r"Own data: the input, such as {question}\n{options}, with names of columns.")
     extractor: str | None = _set(None, "Own data: takes rationale and label apart: hashes, answer-is, letter, boxed, "
                                        "think, or regex: and a pattern.")
     explanations: str | None = _set(None, "Own data: several explanations of a row: join, first, longest or all.")
@@ -309,7 +323,9 @@ class RunConfig:
     max_grad_norm: float = _set(1.0, "Gradients are clipped at this norm.")
     eval_steps: int = _set(250, "Steps between evaluations on valid; the last step is always evaluated.")
     logging_steps: int = _set(25, "Steps between lines of history.jsonl (our choice).")
-    patience: int | None = _set(None, "Stop after this many evaluations without a better valid accuracy.")
+    select_by: str = _set("accuracy", "What of valid picks the checkpoint; of equals the lower loss, then the later.",
+                          _selections)
+    patience: int | None = _set(None, "Stop after so many evaluations without a better select_by; equal is no better.")
     paper_protocol: bool = _set(False, "Log test accuracy at each evaluation, as the authors do; never selects.")
     batching: Literal["length", "random", "sequential"] = _set(
         "length", "Batches of like length (our choice), at random as published, or in file order.")
