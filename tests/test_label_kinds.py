@@ -12,11 +12,13 @@ from cotmi.data.loading import load_data
 from cotmi.data.numbers import read_quantity, same_quantity, written_quantity
 
 SAME = [("1,250", "1250"), ("$1,250.50", "1250.5"), ("40 %", "40%"), ("40 percent", "40 %"), ("3/4", "0.75"),
-        ("1 1/2", "1.5"), ("12 apples", "12"), ("12 apples", "12 Apple"), ("€5", "5 euros"), ("-3", "−3"), ("(2 + 3)", "5"),
+        ("1 1/2", "1.5"), ("12 apples", "12"), ("12 apples", "12 Apple"), ("€5", "5 euros"), ("-3", "−3"),
+         ("(2 + 3)", "5"),
         ("2/6", "1/3"), ("7.", "7"), ("1,000,000 people", "1000000")]
 OTHER = [("3 am", "3 pm"), ("50%", "0.5"), ("$5", "5 %"), ("1,250", "1.25"), ("seven", "7"), ("", ""), ("x", "x"),
          ("1/3", "0.33"), ("5", "-5"), ("12 apples", "12 pears"), ("3 apples and 4 pears", "3")]
-WORDS = ["", "about 5", "5 or 6", "5 or more", "12:30", "1e9999", "v2.0", "555-1234 x", "3 apples and 4 pears", "%", "$",
+WORDS = ["", "about 5", "5 or 6", "5 or more", "12:30", "1e9999", "v2.0", "555-1234 x", "3 apples and 4 pears", "%",
+         "$",
          "one half", "0x10", "1_000", "٣", "9" * 500]
 
 
@@ -41,13 +43,14 @@ def test_whole_numbers_come_back_however_they_are_written(value, unit):
     for text in (plain, thousands, f" {thousands} "):
         found = written_quantity(text)
         assert found is not None and found.value == value
-    assert same_quantity(plain, thousands) and get_label_kind("number").key(plain) == get_label_kind("number").key(thousands)
+    key = get_label_kind("number").key
+    assert same_quantity(plain, thousands) and key(plain) == key(thousands)
 
 
 @given(st.text(max_size=60))
 def test_no_text_breaks_a_kind(text):
     for kind in LABEL_KINDS.values():
-        assert kind.equal(text, text) == (kind.key(text) is not None) or not text.strip() or kind.name in ("choice", "text")
+        assert kind.equal(text, text) or kind.key(text) is None
         assert kind.is_valid(text) == (kind.key(text) is not None)
         kind.faithful(text, text, [text])
 

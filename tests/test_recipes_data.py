@@ -54,14 +54,16 @@ def openbookqa(i):
 
 
 def openbookqa_hub(i):
-    return {"id": f"o{i}", "question_stem": f"What melts at {i}?", "choices": {"text": THINGS[:4], "label": list("ABCD")},
+    return {"id": f"o{i}", "question_stem": f"What melts at {i}?",
+            "choices": {"text": THINGS[:4], "label": list("ABCD")},
             "answerKey": "ABCD"[i % 4], "fact1": f"Fact {i}.", "humanScore": 1.0}
 
 
 def esnli(i):
     return {"pairID": f"p{i}", "gold_label": NLI_LABELS[i % 3], "Sentence1": f"A dog runs in yard {i}.",
             "Sentence2": "An animal moves.", "Explanation_1": "" if i == 1 else f"A dog is one, {i}.",
-            "WorkerId": "w", "Sentence1_marked_1": f"A *dog* runs in yard {i}.", "Sentence2_marked_1": "An animal moves.",
+            "WorkerId": "w", "Sentence1_marked_1": f"A *dog* runs in yard {i}.",
+            "Sentence2_marked_1": "An animal moves.",
             "Explanation_2": "Dogs are animals.", "Explanation_3": "Running is moving."}
 
 
@@ -120,7 +122,7 @@ def test_a_file_as_published(tmp_path, form):
 
 def test_every_recipe_has_a_form_here_and_another_name_than_a_data_set():
     assert {recipe for recipe, *_ in FORMS.values()} == set(RECIPES)
-    assert set(RECIPES) & set(DATASETS) == {"esnli"}, "the paper's e-SNLI has a teacher's rationales, the recipe people's"
+    assert set(RECIPES) & set(DATASETS) == {"esnli"} # one with a teacher's rationales, one with people's
     for recipe in RECIPES.values():
         assert recipe.files and recipe.citation and {"label", "rationale"} <= {*recipe.columns, "label"}
 
@@ -148,7 +150,7 @@ def test_what_is_said_goes_before_the_recipe(tmp_path):
 
 def test_a_file_that_is_not_as_published(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"question": "1?", "solution": "2"}])
-    with pytest.raises(DataError, match=r"recipe gsm8k takes the rationale from answer, which .* Found: question, solution"):
+    with pytest.raises(DataError, match=r"recipe gsm8k takes the rationale from answer, .* Found: question, sol"):
         load_data(path, recipe="gsm8k")
     with pytest.raises(DataError, match=r"gsm8k is a recipe.*cotmi data PATH -p recipe gsm8k"):
         load_data("gsm8k")
