@@ -6,9 +6,11 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from cotmi.cli import main
 from cotmi.core import CotmiError, DataError
 from cotmi.data.choices import read_choices
 from cotmi.data.extractors import EXTRACTORS, MAX_LENGTH, extract, get_extractor
@@ -354,3 +356,44 @@ def test_nasty_choices_are_read_in_linear_time(piece):
     start = time.perf_counter()
     read_choices(piece * (MAX_LENGTH // len(piece)))
     assert time.perf_counter() - start < 3
+
+
+# -- the tutorial, word by word ---------------------------------------------------------------------------------------
+
+TUTORIAL = Path(__file__).resolve().parents[1] / "nbs" / "tutorials" / "your_own_data.ipynb"
+
+
+def tutorial_cells():
+    "The cells of the tutorial: kind and text."
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(TUTORIAL.read_text())["cells"]]
+
+
+def commands(text):
+    "The words of every `cotmi` command in a cell, in a notebook's or a shell's form."
+    lines = re.findall(r"^!?cotmi (.*)$", text.replace("\\\n", " "), re.M)
+    return [[w for w in shlex.split(line) if w != "2>/dev/null"] for line in lines]
+
+
+def test_the_three_ways_of_the_tutorial(tmp_path, monkeypatch, capsys):
+    "Files are written and looked at as the page says; what it trains on is loaded as the run would load it."
+    monkeypatch.chdir(tmp_path)
+    names, shown, trained = {}, [], []
+    for kind, text in tutorial_cells():
+        for words in commands(text):
+            if words[0] == "run":
+                trained.append(words)
+            elif words[0] == "data" and Path(words[1]).exists():
+                with pytest.raises(SystemExit) as ended:
+                    main(words)
+                shown.append((words[1], ended.value.code, capsys.readouterr()))
+        if kind == "code" and ("open(" in text or "import csv" in text):
+            exec(text, names) # noqa: S102 - a page of our own
+    assert [(name, code) for name, code, _ in shown] == [
+        ("days.csv", 0), ("days.csv", 1), ("days.csv", 0), ("sums.jsonl", 0), ("quiz.tsv", 0)]
+    assert Path("days.html").exists() and "columns maps 'input' to 'query'" in shown[1][2].err
+    assert "199 of 199 labels are numbers" in shown[3][2].out and "Answer Choices:\n(a)" in shown[4][2].out
+    assert len(trained) == 2
+    for words in trained:
+        given = dict(pair for name, *pair in zip(words[2::3], words[3::3], words[4::3], strict=True) if name == "-p")
+        data = load_run_data(RunConfig.resolve(given))
+        assert data.spec.rationales and len(data.examples["train"]) > 100

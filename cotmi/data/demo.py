@@ -191,8 +191,9 @@ def load_demo(
 DEMO_VERSION = 1 # goes up when the same arguments give other stories
 
 def _demo_fingerprint(dataset: Dataset, options: LoadOptions) -> str:
-    "The fingerprint of the generator; what it is asked for stands in the configuration of a run."
-    return fingerprint_parts(dataset.name, {"generator": str(DEMO_VERSION)})
+    "The fingerprint of the generator and of what it is asked for."
+    asked = (options.demo_size, options.demo_steps, options.demo_seed, options.demo_difficulty, options.demo_slips)
+    return fingerprint_parts(dataset.name, {"generator": str(DEMO_VERSION), "asked": repr(asked)})
 
 DEMO = Dataset("demo", "Generated stories with true rationales", load_demo, label_kind="number",
                fingerprint=_demo_fingerprint, source="cotmi.data.demo", licence="Apache-2.0")

@@ -57,7 +57,8 @@ def _check_data(run: Run, data: "LoadedData") -> None:
     if known is None:
         why = faults[0] if faults else f"{RunFile.DATA_REPORT} is missing"
         raise RunError(one_line(f"{run.path} does not say what data it was trained with: {why}. {elsewhere}"))
-    if known.fingerprint != data.fingerprint if known.fingerprint else _counts(known) != _counts(data.report):
+    other = bool(known.fingerprint) and known.fingerprint != data.fingerprint # an older run has none
+    if other or _counts(known) != _counts(data.report):
         raise RunError(one_line(f"{run.path} was trained with other data than are in place now; its results stay as "
                                 f"they are. Put the data back. {elsewhere}"))
 

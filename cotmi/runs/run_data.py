@@ -17,9 +17,11 @@ from ..training.run_config import RunConfig, data_identity
 # %% ../../nbs/runs/01a_run_data.ipynb #7f9d95f3
 def data_record(
     config: RunConfig, # The configuration of a run
-    report: DataReport, # On the data it uses
+    report: DataReport | None, # On the data it uses; None where nobody says
 ) -> dict[str, str]: # `fingerprint` and `path`, as config.json keeps them under `data`
     "What a run remembers of its data."
+    if report is None:
+        return {}
     try:
         known = data_identity(config)
     except DataError: # data that the caller made; their name is no place

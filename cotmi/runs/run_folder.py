@@ -427,13 +427,14 @@ def _taken_up(folder: Path, lock: FileLock, report: DataReport | None) -> Run:
     run._lock = lock
     return run
 
-# %% ../../nbs/runs/02_run_folder.ipynb #18914470
+# %% ../../nbs/runs/02_run_folder.ipynb #61428ca9
 def _put_back(folder: Path):
     "Undo a forced start that failed: the complete run that it was to replace stands in its place again."
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError): # where even that is refused it waits where it is
         _aside(folder).rename(folder)
 
+# %% ../../nbs/runs/02_run_folder.ipynb #18914470
 def start_run(
     config: "RunConfig", # Says which run
     out: str | Path | None = None, # The outputs folder; that of the settings if None
@@ -459,8 +460,8 @@ def start_run(
         if report is not None:
             _check_resumable(run, report)
             run.write(RunFile.DATA_REPORT, report.to_dict())
-        record = {"data": data_record(config, report)} if report is not None else {}
-        run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources), **record})
+        run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources),
+                                   "data": data_record(config, report)})
         run.write(RunFile.ENVIRONMENT, _environments(run))
         run.write(RunFile.METRICS, {"status": "running"})
     except BaseException:
