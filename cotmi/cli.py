@@ -292,7 +292,7 @@ def data_command(
     given = dict(check_parameters(_pairs(param or []), {"overrides": {}}).get("overrides", {}))
     data = load_run_data(RunConfig.resolve({**given, "dataset": name}))
     typer.echo(data.report)
-    shown = {split: part.select(range(min(samples, len(part)))).to_list() for split, part in data.examples.items()}
+    shown = {str(split): part.select(range(min(samples, len(part)))).to_list() for split, part in data.examples.items()}
     for split, rows in shown.items():
         for row in rows:
             typer.echo(f"\n[{split}] " + "\n    ".join(f"{k}: {v}" for k, v in row.items() if v not in (None, [], "")))

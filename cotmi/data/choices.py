@@ -124,8 +124,8 @@ def _by_letter(label: str, choices: Choices) -> str:
     "The choice of this mark: B, (b), b. or `(b) red`."
     bare, match = label.strip(" ().:[]").lower(), _MARK.match(label)
     for mark, text in zip(choices.marks, choices.texts, strict=True):
-        named = match is not None and match[1].lower() == mark.lower()
-        if bare == mark.lower() or (named and label[match.end():].strip(" .") == text.strip(" .")):
+        rest = label[match.end():].strip(" .") if match and match[1].lower() == mark.lower() else None
+        if bare == mark.lower() or rest == text.strip(" ."):
             return text
     return ""
 
