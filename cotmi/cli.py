@@ -20,8 +20,19 @@ import pandas as pd
 import typer
 
 import cotmi
-from .core import RunFile, is_installed, ConfigError, RunError, foreseen, load_settings, nearest, require
+from cotmi.core import (
+    ConfigError,
+    RunError,
+    RunFile,
+    foreseen,
+    is_installed,
+    load_settings,
+    nearest,
+    require,
+    write_text,
+)
 from .dashboards.dashboard_notebook import dashboard_notebook
+from .dashboards.data_page import report_page
 from .runs.evaluating import evaluate
 from cotmi.runs.experiments import (
     check_parameters,
@@ -268,6 +279,8 @@ def data_command(
                                                help="With fetch: dss, the published teacher data.")] = None,
     param: _Params = None,
     samples: Annotated[int, typer.Option(min=0, help="Examples to show of each split.")] = 2,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the report to this file too, as a page that needs "
+                                                             "only a browser.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="With fetch: replace what is there already.")] = False,
     url: Annotated[str | None, typer.Option(help="With fetch: address of the archive.", show_default=False)] = None,
 ) -> None:
@@ -279,9 +292,13 @@ def data_command(
     given = dict(check_parameters(_pairs(param or []), {"overrides": {}}).get("overrides", {}))
     data = load_run_data(RunConfig.resolve({**given, "dataset": name}))
     typer.echo(data.report)
-    for split, examples in data.examples.items():
-        for row in examples.select(range(min(samples, len(examples)))).to_list():
+    shown = {str(split): part.select(range(min(samples, len(part)))).to_list() for split, part in data.examples.items()}
+    for split, rows in shown.items():
+        for row in rows:
             typer.echo(f"\n[{split}] " + "\n    ".join(f"{k}: {v}" for k, v in row.items() if v not in (None, [], "")))
+    if html:
+        write_text(html, report_page(data.report, shown))
+        typer.echo(f"\nPage: {html}")
 
 # %% ../nbs/10_cli.ipynb #1882e148
 @app.command("sweep")

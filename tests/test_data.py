@@ -284,7 +284,7 @@ def test_no_usable_row_is_an_error_with_its_reasons(tmp_path):
     ("svmap", {}, "unknown.*Did you mean 'svamp'"),
     ("nowhere/mine.jsonl", {}, "no such file or folder"),
     ("demo", {"label_source": "golden"}, "label_source is 'golden'; allowed are gold, teacher"),
-    ("demo", {"columns": {"input": "x"}}, "columns and label_kind are for your own data"),
+    ("demo", {"columns": {"input": "x"}}, "columns can be said of your own data only"),
     ("demo", {"train_split": "valid"}, "train_split of the demo is 'valid'"),
     ("demo", {"demo_size": 60, "valid_fraction": 0.0}, "must lie between 0 and 1"),
     ("demo", {"demo_size": 1}, "No rows can be held out"),
@@ -392,7 +392,7 @@ def test_own_teacher_labels_are_checked_and_can_be_trained_on(tmp_path):
 def test_a_missing_rationale_column(tmp_path):
     path = write_table(tmp_path / "mine.jsonl", [{k: v for k, v in r.items() if k != "why"} for r in ROWS])
     part = {"input": "question", "label": "answer"}
-    with pytest.raises(DataError, match=r"no column 'rationale'. Found: question, answer, key.*map it to None"):
+    with pytest.raises(DataError, match=r"no column 'rationale'. Found: question, answer, key.*null.*-p method"):
         load_data(path, columns=part)
     data = load_data(path, columns={**part, "rationale": None})
     assert not data.spec.rationales and set(data.examples["train"]["rationale"]) == {""}
@@ -403,7 +403,7 @@ def test_a_missing_rationale_column(tmp_path):
     ({"input": "question"}, "no column 'label', 'rationale'. Found: question, answer, why, key"),
     ({**NAMES, "input": "qestion"}, "maps 'input' to 'qestion'.*Did you mean 'question'"),
     ({**NAMES, "lable": "answer"}, "'lable'; allowed are.*Did you mean 'label'"),
-    ({**NAMES, "label": None}, "only the rationale can be left out"),
+    ({**NAMES, "label": None}, "input and label cannot be left out"),
 ])
 def test_wrong_column_maps(tmp_path, columns, complaint):
     with pytest.raises(DataError, match=complaint):
@@ -532,7 +532,7 @@ def test_one_record_adds_a_published_data_set(tmp_path, monkeypatch):
     assert sizes(data) == {"train": 17, "valid": 2, "test": 10} and data.spec is riddles
     assert data.report.files["train"].dropped == {"no marker": 1} and data.report.files["train"].teacher_correct == 6
     assert sizes(load_data("riddles", data_root=tmp_path, augment=True))["train"] == 27
-    with pytest.raises(DataError, match="columns and label_kind are for your own data; the format of riddles is known"):
+    with pytest.raises(DataError, match="label_kind can be said of your own data only; the form of riddles is known"):
         load_data("riddles", data_root=tmp_path, label_kind="number")
 
 

@@ -24,7 +24,10 @@ PROBLEMS = {
     "not an equation": "The answer has no value: unknowns, words, or a cut in the middle.",
     "part of an equation": "The equation goes on outside the parentheses that are read as the label.",
     "empty input": "The dataset's row has no question.",
-    "unusable gold label": "The dataset's own label is missing, outside the choices or no equation.",
+    "unusable gold label": "The dataset's own label is missing, outside the choices, or no number or equation.",
+    "unusable choices": "The row's choices cannot be read, or are fewer than two.",
+    "empty field": "A column that the input is made of is empty.",
+    "too long": "The text is longer than what is taken apart.",
     "unusable cell": "A cell holds no text: an object, bytes, a number without end, or several answers.",
 }
 LABEL_PROBLEMS = ("empty label", "truncated", "several answers", "label outside the choices", "not an equation",

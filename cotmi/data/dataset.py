@@ -8,9 +8,10 @@ __all__ = ['Question', 'LoadOptions', 'Dataset', 'RawData', 'rows_fingerprint', 
 # %% ../../nbs/data/05_dataset.ipynb #3cd37f7f
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .completions import Parsed
@@ -38,8 +39,15 @@ class LoadOptions:
     max_train: int | None = None # At most this many train examples
     max_valid: int | None = None # At most this many valid examples
     max_test: int | None = None # At most this many test examples
-    columns: Mapping[str, str | None] = field(default_factory=dict) # Own data: which column plays which part
+    columns: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict) # Own data: column of each part
     label_kind: str | None = None # Own data: a name of LABEL_KINDS; guessed if None
+    label_form: str | None = None # Own data: a name of LABEL_FORMS, how labels name choices; found out if None
+    label_words: Mapping[str, str] | None = None # Own data: labels to be written another way
+    labels: tuple[str, ...] = () # Own data: the closed set, where it is known beforehand
+    input_template: str | None = None # Own data: text with names of columns in braces
+    extractor: str | None = None # Own data: a name of EXTRACTORS, or `regex:` and a pattern
+    explanations: str | None = None # Own data: a name of EXPLANATIONS
+    recipe: str | None = None # Own data: a name of RECIPES
     valid_fraction: float = 0.1 # Share of train held out where there is no valid file
     test_fraction: float = 0.1 # Share of train held out where there is no test file
     demo_size: int = 4000 # Stories of the demo
@@ -92,6 +100,8 @@ class RawData(NamedTuple):
     files: dict[str, list[Row]] # The rows of each file or source
     splits: dict[str, list[Row]] # The same rows in train, valid and test
     notes: list[str] # What a reader of the report should know
+    kind_reason: str = "" # Why labels are taken for what they are, where nobody said it
+    advice: Mapping[str, str] = MappingProxyType({}) # Problem → the command that may mend it
 
 # %% ../../nbs/data/05_dataset.ipynb #ee8a6abb
 def rows_fingerprint(

@@ -15,7 +15,9 @@ from .dataset import Dataset, LoadOptions, rows_fingerprint
 from .demo import DEMO
 from .examples import LABEL_SOURCES, LoadedData, assemble
 from .own import own_dataset, own_name, own_path
+from .own_rows import SAID, Columns
 from .published import PUBLISHED, data_root
+from .recipes import RECIPES
 
 # %% ../../nbs/data/10_loading.ipynb #bbc1692a
 DATASETS: dict[str, Dataset] = {DEMO.name: DEMO, **PUBLISHED}
@@ -26,6 +28,9 @@ def get_dataset(
     "The record of a data set; `DataError` with the nearest name where there is no such name, file or folder."
     if name in DATASETS:
         return DATASETS[name]
+    if name in RECIPES:
+        raise DataError(f"{name} is a recipe, and the data come from you: `cotmi data PATH -p recipe {name}`, where "
+                        f"PATH has {RECIPES[name].files}.")
     if not name.startswith("hub:") and not Path(name).expanduser().exists():
         raise DataError(f"The dataset {name!r} is unknown and no such file or folder exists; allowed are "
                         f"{', '.join(DATASETS)}, a path, or hub:<id>.{nearest(name, DATASETS)}")
@@ -34,11 +39,27 @@ def get_dataset(
 # %% ../../nbs/data/10_loading.ipynb #d1f3c3b6
 def _check_options(name: str, dataset: Dataset, options: LoadOptions) -> None:
     "Complain of options that a data set has no use for."
-    if dataset.label_kind and (options.columns or options.label_kind):
-        raise DataError(f"columns and label_kind are for your own data; the format of {name} is known.")
+    given = [option for option in SAID if getattr(options, option)]
+    if dataset.label_kind and given:
+        raise DataError(f"{' and '.join(given)} can be said of your own data only; the form of {name} is known.")
     if options.augment and not dataset.augmented_by:
         pairs = [f"{d.augmented_by.title.partition(':')[0]} to {d.name}" for d in DATASETS.values() if d.augmented_by]
         raise DataError(f"augment=True adds {', '.join(pairs)}; {name} has nothing to be augmented by.")
+
+# %% ../../nbs/data/10_loading.ipynb #4e736d9b
+def _load(name: str, options: LoadOptions) -> LoadedData:
+    "What `load_data` gives; `DataError` for data that change meanwhile."
+    dataset = get_dataset(name)
+    _check_options(name, dataset, options)
+    before = dataset.fingerprint(dataset, options) if dataset.fingerprint else ""
+    raw = dataset.load(options)
+    if options.label_source == "teacher" and all(row.teacher is None for row in raw.splits["train"]):
+        raise DataError(f"{name} has no teacher labels to train on; map a column with columns={{'teacher_label': …}}, "
+                        "or use label_source='gold'.")
+    data = assemble(raw, options, before or rows_fingerprint(raw))
+    if dataset.fingerprint and dataset.fingerprint(dataset, options) != before:
+        raise DataError(f"{name} changed while it was read. Load it again when nobody writes it any more.")
+    return data
 
 # %% ../../nbs/data/10_loading.ipynb #ed03701e
 def load_data(
@@ -52,8 +73,14 @@ def load_data(
     max_train: int | None = None, # At most this many train examples
     max_valid: int | None = None, # At most this many valid examples, the same for every seed
     max_test: int | None = None, # At most this many test examples, the same for every seed
-    columns: Mapping[str, str | None] | None = None, # For own data: part to column, such as {"input": "question"}
+    recipe: str | None = None, # For the files of a public data set: a name of RECIPES, such as gsm8k
+    columns: Columns | None = None, # For own data: part to column or columns, such as {"input": "question"}
+    input_template: str | None = None, # For own data: the input as text with names of columns in braces
+    extractor: str | None = None, # For own data: a name of EXTRACTORS or `regex:` and a pattern, for label in rationale
+    explanations: str | None = None, # For own data: a name of EXPLANATIONS, what to do with several rationales
     label_kind: str | None = None, # For own data: a name of LABEL_KINDS; guessed if None
+    label_form: str | None = None, # For own data: a name of LABEL_FORMS, how labels name choices; found out if None
+    label_words: Mapping[str, str] | None = None, # For own data: labels to be written another way
     valid_fraction: float = 0.1, # Share of train held out where there is no valid file
     test_fraction: float = 0.1, # Share of train held out where there is no test file
     demo_size: int = 4000, # Stories of the demo
@@ -66,20 +93,12 @@ def load_data(
     check_choice("label_source", label_source, LABEL_SOURCES, DataError)
     options = LoadOptions(
         data_root=data_root, label_source=label_source, train_split=train_split or "train", augment=augment, seed=seed,
-        max_train=max_train, max_valid=max_valid, max_test=max_test, columns=columns or {}, label_kind=label_kind,
+        max_train=max_train, max_valid=max_valid, max_test=max_test, recipe=recipe, columns=columns or {},
+        input_template=input_template, extractor=extractor, explanations=explanations, label_kind=label_kind,
+        label_form=label_form, label_words=label_words,
         valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
         demo_difficulty=demo_difficulty, demo_slips=demo_slips, demo_seed=demo_seed)
-    dataset = get_dataset(name)
-    _check_options(name, dataset, options)
-    before = dataset.fingerprint(dataset, options) if dataset.fingerprint else ""
-    raw = dataset.load(options)
-    if label_source == "teacher" and all(row.teacher is None for row in raw.splits["train"]):
-        raise DataError(f"{name} has no teacher labels to train on; map a column with columns={{'teacher_label': …}}, "
-                        "or use label_source='gold'.")
-    data = assemble(raw, options, before or rows_fingerprint(raw))
-    if dataset.fingerprint and dataset.fingerprint(dataset, options) != before:
-        raise DataError(f"{name} changed while it was read. Load it again when nobody writes it any more.")
-    return data
+    return _load(name, options)
 
 # %% ../../nbs/data/10_loading.ipynb #4098a518
 def dataset_name(

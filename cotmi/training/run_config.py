@@ -140,7 +140,7 @@ def check_field(
     if isinstance(value, str) and value.lower() in ("none", "null", "") and type(None) in get_args(_types()[name]):
         return None
     try:
-        from_json = name == "columns" and isinstance(value, str)
+        from_json = name in ("columns", "label_words") and isinstance(value, str)
         typed = _adapter(name).validate_json(value) if from_json else _adapter(name).validate_python(value)
     except ValidationError as fault:
         hint = nearest(value, choices) if (choices := _choices(_types()[name])) else ""
@@ -157,7 +157,7 @@ _AT_LEAST: dict[str, int] = {name: 1 for name in (
     "max_input_length", "max_target_length", "generation_max_length", "critic_hidden", "critic_embedding",
     "max_train_examples", "max_valid_examples", "max_test_examples", "tokens_per_batch", "patience",
     "demo_steps", "mi_pairs")} | {name: 0 for name in (
-    "beta", "gamma", "warmup_steps", "weight_decay", "seed", "split_seed")} | {"demo_size": 30}
+    "beta", "gamma", "warmup_steps", "weight_decay", "seed", "split_seed", "demo_seed")} | {"demo_size": 30}
 _ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "max_grad_norm", "smile_tau")
 
 # %% ../../nbs/training/04_run_config.ipynb #348b1fdf
@@ -210,10 +210,13 @@ def _data_options(config: "RunConfig", data_root: str | Path | None = None) -> d
     "The options of `load_data` that a configuration sets."
     return dict(
         data_root=data_root or load_settings().path("paths.data"), label_source=config.label_source,
-        train_split=config.train_split, augment=config.augment, seed=config.split_seed, columns=config.columns,
+        train_split=config.train_split, augment=config.augment, seed=config.split_seed, recipe=config.recipe,
+        columns=config.columns, input_template=config.input_template, extractor=config.extractor,
+        explanations=config.explanations, label_kind=config.label_kind, label_form=config.label_form,
+        label_words=config.label_words, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
         max_train=config.max_train_examples, max_valid=config.max_valid_examples, max_test=config.max_test_examples,
         demo_size=config.demo_size, demo_steps=config.demo_steps, demo_difficulty=config.demo_difficulty,
-        demo_slips=config.demo_slips)
+        demo_slips=config.demo_slips, demo_seed=config.demo_seed)
 
 def data_identity(
     config: "RunConfig", # Says which data
@@ -267,7 +270,19 @@ class RunConfig:
     label_source: Literal["gold", "teacher"] = _set("gold", "Train on gold labels or on the teacher's.")
     train_split: str | None = _set(None, "Train on this split instead of train.")
     augment: bool = _set(False, "Add ASDiv to the training part of SVAMP.")
-    columns: dict[str, str] | None = _set(None, "Own data: our column names to the file's, as JSON.")
+    recipe: str | None = _set(None, "Own data: how the files of a public data set are read, such as gsm8k.")
+    columns: dict[str, str | list[str] | None] | None = _set(
+        None, "Own data: our column names to the file's, as JSON; null for none, a list for several.")
+    input_template: str | None = _set(None, r"Own data: the input, such as {question}\n{options}, with names of columns.")
+    extractor: str | None = _set(None, "Own data: takes rationale and label apart: hashes, answer-is, letter, boxed, "
+                                       "think, or regex: and a pattern.")
+    explanations: str | None = _set(None, "Own data: several explanations of a row: join, first, longest or all.")
+    label_kind: str | None = _set(None, "Own data: choice, choices, number, equation or text; guessed if None.")
+    label_form: str | None = _set(None, "Own data: labels name choices by text, letter, index0 or index1; found out if "
+                                        "None.")
+    label_words: dict[str, str] | None = _set(None, "Own data: labels to be written another way, as JSON.")
+    valid_fraction: float = _set(0.1, "Share of train held out where there is no valid file.")
+    test_fraction: float = _set(0.1, "Share of train held out where there is no test file.")
     max_train_examples: int | None = _set(None, "Subsample of train by seed; all if None.")
     max_valid_examples: int | None = _set(None, "Subsample of valid by seed; all if None.")
     max_test_examples: int | None = _set(None, "Subsample of test by seed; all if None.")
@@ -276,6 +291,7 @@ class RunConfig:
     demo_steps: int = _set(2, "Demo: steps of a story, 1 to 6 (our choice).")
     demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones and bystanders; 3 doubling too (our choice).")
     demo_slips: float = _set(0.0, "Demo: share of teacher rationales with one wrong step (our choice).")
+    demo_seed: int = _set(0, "Demo: seed of the stories, apart from the run's own seed.")
     # Method
     method: str = _set("mi", "finetune, single_task, dss (Hsieh et al. 2023) or mi (Chen et al. 2024).", _methods)
     objective: str = _set("paper-masked", "Mutual-information term of method mi.", _objectives, own=True)
