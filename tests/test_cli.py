@@ -54,7 +54,7 @@ def refused(answer: tuple[int, str, str], *texts: str):
     (["-p", "method", "dds"], ["method is 'dds'", "Did you mean 'dss'?"]),
     (["-p", "objective", "papermasked"], ["paper-masked"]),
     (["-p", "alpha", "2"], ["alpha is 2.0; expected 0 to 1"]),
-    (["-p", "batch_size", "0"], ["batch_size is 0; expected at least 1"]),
+    (["-p", "batch_size", "0"], ["batch_size is 0; expected 1 to 100,000"]),
     (["-p", "features", "encoder"], ["features", "vocab"]),
     (["-p", "seed", "1", "-p", "seed", "2"], ["seed is given twice"]),
     (["-p", "overrides", "{}"], ["No parameter 'overrides'"]),
@@ -116,12 +116,14 @@ def test_precedence(monkeypatch, tmp_path):
 def test_any_parameter_can_be_a_setting(cotmi, monkeypatch, tmp_path):
     "Whatever RunConfig knows, typed as it says; `cotmi parameters` tells where each value comes from."
     (tmp_path / "settings.ini").write_text("[train]\nbf16 = yes\npatience = none\ncolumns = {\"input\": \"q\"}\n"
-                                           "objective = mine.objectives:matched\ntokens_per_batch = 900\n")
+                                           "objective = matching:matched\ntokens_per_batch = 900\n")
+    (tmp_path / "matching.py").write_text("from cotmi.training.objectives import Objective\n"
+                                          "matched = Objective('matched', 'Matched', lambda z, v: z.sum())\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COTMI_TRAIN_CRITIC", "concat")
     config = planned("svamp")
     assert (config.bf16, config.patience, config.columns) == (True, None, {"input": "q"})
-    assert (config.objective, config.critic) == ("mine.objectives:matched", "concat")
+    assert (config.objective, config.critic) == ("matching:matched", "concat")
     code, out, _ = cotmi("parameters")
     assert code == 0 and f"[900, from {tmp_path / 'settings.ini'}]" in out
     assert "[concat, from environment COTMI_TRAIN_CRITIC]" in out and "int [64]" in out

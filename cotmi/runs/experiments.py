@@ -21,7 +21,7 @@ import cotmi
 from ..core import ConfigError, CotmiError, RunFile, load_settings, nearest, read_json
 from .run_files import file_stamp
 from .run_folder import mark_failed, run_folder
-from ..training.run_config import RunConfig, check_field, parameter_names
+from ..training.run_config import RunConfig, check_field, check_ready, parameter_names
 
 # %% ../../nbs/runs/08_experiments.ipynb #a5f87e2d
 def experiment_folders() -> list[Path]: # Nearest first
@@ -114,7 +114,9 @@ def planned_config(
     if "dataset" not in defaults:
         return None
     merged, fields = {**defaults, **parameters}, parameter_names()
-    return RunConfig.resolve({k: v for k, v in merged.items() if k in fields} | (merged.get("overrides") or {}))
+    config = RunConfig.resolve({k: v for k, v in merged.items() if k in fields} | (merged.get("overrides") or {}))
+    check_ready(config)
+    return config
 
 # %% ../../nbs/runs/08_experiments.ipynb #d99af2ad
 @contextmanager
