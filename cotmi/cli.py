@@ -32,7 +32,7 @@ from cotmi.runs.experiments import (
 )
 from .runs.results import results_table
 from .runs.run_folder import Run, list_runs, run_folder, runs_table
-from .runs.sweep import plan_run, run_sweep, sweep_points
+from .runs.sweep import MAX_RUNS, plan_run, run_sweep, sweep_points
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
 # %% ../nbs/10_cli.ipynb #bf8ace20
@@ -290,9 +290,10 @@ def sweep_command(
     out: _Out = None, force: _Force = False,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; each gets its share of the cores.")] = 1,
     dry: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
+    max_runs: Annotated[int, typer.Option(min=1, help="Refuse a file that stands for more runs.")] = MAX_RUNS,
 ) -> None:
     "Run a grid of parameters: complete runs are skipped, and one that fails does not stop the others."
-    name, points = sweep_points(file)
+    name, points = sweep_points(file, max_runs)
     path = find_experiment(name)
     defaults = experiment_parameters(path)
     planned = {p.folder: p for p in (plan_run(path, defaults, point, out) for point in points)}
