@@ -21,5 +21,6 @@ FIRST, LAST = "00_*", "10_*" # in nbs itself: core, which every room may use, an
 def room_notebooks() -> dict[str, list[Path]]:
     "The library's notebooks in their order, by room; those in nbs itself stand under `core` and `command line`."
     rooms = {room: sorted((NOTEBOOKS / room).glob("[0-9]*.ipynb")) for room in ROOMS}
-    return {"core": sorted(NOTEBOOKS.glob(f"{FIRST}.ipynb")), **rooms,
+    first = sorted(NOTEBOOKS.glob(f"{FIRST}.ipynb"), key=lambda path: path.stem == "00_core") # it stands on the others
+    return {"core": first, **rooms,
             "command line": sorted(NOTEBOOKS.glob(f"{LAST}.ipynb"))}
