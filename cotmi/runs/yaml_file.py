@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..core import ConfigError
+from ..core import ConfigError, reading
 
 # %% ../../nbs/runs/08a_yaml_file.ipynb #1ba1a31b
 _MOST_NODES = 100_000 # values of a file, those that anchors repeat counted again
@@ -68,18 +68,11 @@ def read_yaml(
     path: str | Path, # A YAML file
 ) -> Any: # Texts, numbers, truth values, None, lists and mappings of them
     "Read a YAML file; raises `ConfigError` with the line of what it cannot mean."
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ConfigError(f"{path} cannot be read: it is no file. Give the path of a YAML file.")
-        raw = Path(path).read_bytes()
-        if len(raw) > _LARGEST:
-            raise ConfigError(f"{path} has {len(raw):,} bytes; expected at most {_LARGEST:,}. Use several files.")
-        return _parse(raw.decode("utf-8-sig"))
-    except OSError as fault:
-        raise ConfigError(f"{path} cannot be read: {fault.strerror}. Give the path of a YAML file.") from fault
-    except RecursionError as fault:
-        raise ConfigError(f"{path} is nested too deeply. Write it flat.") from fault
-    except (yaml.YAMLError, ValueError) as fault: # ValueError: no UTF-8, dates and numbers that are none
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(fault).split())[:250]} Mend it there.") from fault
-    except ConfigError as fault:
-        raise ConfigError(str(fault) if str(path) in str(fault) else f"{path}: {fault}") from fault
+    with reading(path, ConfigError, "YAML", "Put it right, or give the path of another file."):
+        if (size := Path(path).stat().st_size) > _LARGEST:
+            raise ConfigError(f"{path} has {size:,} bytes; expected at most {_LARGEST:,}. Use several files.")
+        text = Path(path).read_text(encoding="utf-8-sig")
+        try:
+            return _parse(text)
+        except ConfigError as fault:
+            raise ConfigError(f"{path}: {fault}") from fault
