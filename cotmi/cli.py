@@ -187,7 +187,7 @@ def compare_command(
     from cotmi.runs.comparison import compare_runs  # late: statistics that only this command needs
 
     if markdown + latex + csv > 1:
-        raise ConfigError("--markdown, --latex and --csv exclude each other.")
+        raise ConfigError("--markdown, --latex and --csv exclude each other. Give one of them.")
     places = folders or [load_settings().path("paths.outputs")]
     runs = {r.path.resolve(): r for folder in places for r in list_runs(folder)}
     comparison = compare_runs(list(runs.values()))

@@ -23,18 +23,33 @@ from cotmi.training.run_config import RunConfig
 TABLE = bad_inputs()
 ADVICE = re.compile(
     r"\b(expected|allowed|use|set|put|check|try|install|run|choose|remove|give|take|write|make|get|ask|leave|map|wait|add|"
-    r"download|convert|save|mend|open|free|pass|wrap|did you mean|known are|names? them all|needs?|cotmi [a-z]+|--[a-z]+)\b",
-    re.IGNORECASE)
-ANSWERS = {"401": (401, "no"), "403": (403, "no"), "404": (404, "no"), "400": (400, "no"), "page": (200, "<html>hello</html>"),
-           "nothing": (200, ""), "deep": (200, "[" * DEEP), "list": (200, "[1]"), "no_choices": (200, '{"choices": []}'),
-           "null_choices": (200, '{"choices": null}'), "null_content": (200, '{"choices": [{"message": {"content": null}}]}'),
-           "binary": (200, RANDOM), "long_number": (200, f'{{"choices": {LONG}}}'), "cut": (200, '{"choices": [{"mess'),
-           "prose": (200, json.dumps({"choices": [{"message": {"content": "I would rather not."}}]})),
-           "good": (200, json.dumps({"choices": [{"message": {"content": '{"score": 4, "reason": "fine"}'}}]}))}
+    r"download|convert|save|mend|open|free|pass|wrap|did you mean|known are|names? them all|needs?|"
+    r"evaluate|train|cotmi [a-z]+|--[a-z]+)\b",
+    re.IGNORECASE,
+)
+ANSWERS = {
+    "401": (401, "no"),
+    "403": (403, "no"),
+    "404": (404, "no"),
+    "400": (400, "no"),
+    "page": (200, "<html>hello</html>"),
+    "nothing": (200, ""),
+    "deep": (200, "[" * DEEP),
+    "list": (200, "[1]"),
+    "no_choices": (200, '{"choices": []}'),
+    "null_choices": (200, '{"choices": null}'),
+    "null_content": (200, '{"choices": [{"message": {"content": null}}]}'),
+    "binary": (200, RANDOM),
+    "long_number": (200, f'{{"choices": {LONG}}}'),
+    "cut": (200, '{"choices": [{"mess'),
+    "prose": (200, json.dumps({"choices": [{"message": {"content": "I would rather not."}}]})),
+    "good": (200, json.dumps({"choices": [{"message": {"content": '{"score": 4, "reason": "fine"}'}}]})),
+}
 
 
 class Scripted(BaseHTTPRequestHandler):
     "An endpoint that answers as the first part of its path says."
+
     def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length") or 0))
         mode = self.path.split("/")[1]
@@ -52,7 +67,8 @@ class Scripted(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_): pass
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +117,10 @@ def answer(case: Bad, url: str, capsys) -> str:
 @pytest.fixture
 def in_time():
     "Whoever waits for a pipe, or an endpoint, is woken."
-    def wake(*_): pytest.fail("it takes longer than 20 seconds")
+
+    def wake(*_):
+        pytest.fail("it takes longer than 20 seconds")
+
     before = signal.signal(signal.SIGALRM, wake)
     signal.alarm(20)
     yield
@@ -109,8 +128,13 @@ def in_time():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("case", [pytest.param(row, id=row.id, marks=pytest.mark.xfail(strict=True, reason=row.why)
-                                               if row.why else ()) for row in TABLE])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(row, id=row.id, marks=pytest.mark.xfail(strict=True, reason=row.why) if row.why else ())
+        for row in TABLE
+    ],
+)
 def test_bad_input_gets_one_message_and_changes_nothing(case, in_time, url, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "run_experiment", lambda *a, **k: pytest.fail("a notebook was started"))
@@ -124,13 +148,24 @@ def test_bad_input_gets_one_message_and_changes_nothing(case, in_time, url, fini
     case.make(tmp_path)
     before = tree(tmp_path)
     message = answer(case, url, capsys)
-    assert "unforeseen" not in message and "\n" not in message and len(message) <= 400, message
-    assert ADVICE.search(message), f"it does not say what to do: {message}"
+    if "unforeseen" in message or "\n" in message or len(message) > 400:
+        pytest.fail(f"no message of ours: {message}")
+    if not ADVICE.search(message):
+        pytest.fail(f"it does not say what to do: {message}")
     assert tree(tmp_path) == before, "something was changed"
 
 
 def test_table_is_large_and_named():
     counts = Counter(row.group for row in TABLE)
     assert len(TABLE) - counts["value"] >= 250 and len({row.id for row in TABLE}) == len(TABLE)
-    assert set(counts) == {"data", "published data", "settings", "environment", "sweep", "value", "run folder", "judge",
-                           "student"}
+    assert set(counts) == {
+        "data",
+        "published data",
+        "settings",
+        "environment",
+        "sweep",
+        "value",
+        "run folder",
+        "judge",
+        "student",
+    }

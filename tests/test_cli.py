@@ -134,7 +134,7 @@ def test_any_parameter_can_be_a_setting(cotmi, monkeypatch, tmp_path):
     ("SOURCES", "{}", "COTMI_TRAIN_SOURCES"),
     ("METHOD", "dds", "train.method in environment COTMI_TRAIN_METHOD is 'dds'"),
     ("CRITIC", "my module:deep", "or your own as package.module:attribute"),
-    ("ALPHA", "2", "alpha is 2.0; expected 0 to 1"),
+    ("ALPHA", "2", "train.alpha in environment COTMI_TRAIN_ALPHA is 2.0; expected 0 to 1"),
 ])
 def test_settings_are_refused_before_anything_runs(cotmi, monkeypatch, name, text, said):
     monkeypatch.setenv(f"COTMI_TRAIN_{name}", text)

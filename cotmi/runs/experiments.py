@@ -95,7 +95,7 @@ def check_parameters(
     values: dict[str, Any] = {}
     for name, text in given:
         if name in values:
-            raise ConfigError(f"{name} is given twice.")
+            raise ConfigError(f"{name} is given twice. Give it once.")
         if name not in allowed:
             raise ConfigError(f"No parameter {name!r}.{nearest(name, allowed)} Allowed are {', '.join(allowed)}.")
         values[name] = check_field(name, text) if name in fields else _like_default(name, text, defaults[name])

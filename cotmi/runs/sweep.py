@@ -104,7 +104,7 @@ def plan_run(
     parameters = check_parameters(given, defaults)
     config = planned_config(defaults, parameters)
     if config is None:
-        raise ConfigError(f"{path} trains nothing, so there is nothing to sweep.")
+        raise ConfigError(f"{path} trains nothing, so there is nothing to sweep. Choose an experiment that does.")
     return PlannedRun(given, config, run_folder(config, out or parameters.get("out") or defaults.get("out")))
 
 # %% ../../nbs/runs/09_sweep.ipynb #1ba57d2a

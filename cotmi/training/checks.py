@@ -67,7 +67,7 @@ def check_text(
     if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text):
         raise ConfigError(f"{what} is {brief(text)}; expected text in UTF-8. Take out what is no character.")
     sizes = [len(part.encode()) for part in text.split("/")]
-    if is_name and (max(sizes) > _LONGEST or sum(sizes) > _LONGEST_PATH):
+    if is_name and (max(sizes) > _LONGEST or len(text.encode()) > _LONGEST_PATH):
         raise ConfigError(f"{what} is {brief(text)}, of {len(text):,} characters; expected at most {_LONGEST_PATH:,}, "
                           f"and {_LONGEST} between two slashes. Give a shorter name or path.")
     if is_name and not text.strip():

@@ -143,6 +143,8 @@ def _usable(name: str, typed: Any, what: str) -> Any:
     if isinstance(typed, float) and not abs(typed) <= _LARGEST:
         raise ConfigError(f"{what} is {typed}; expected a finite number, of {_LARGEST:,.0f} at most. "
                           f"({config_help(name)})")
+    if isinstance(typed, int | float) and not isinstance(typed, bool):
+        _check_limits(name, typed, what)
     for text in (typed,) if isinstance(typed, str) else (*typed, *typed.values()) if isinstance(typed, dict) else ():
         check_text(what, text or "", is_name=name in _NAMES)
     if (names := declared.metadata["names"]) and typed != declared.default:
@@ -175,6 +177,7 @@ _AT_LEAST: dict[str, int] = {name: 1 for name in (
     "max_train_examples", "max_valid_examples", "max_test_examples", "tokens_per_batch", "patience",
     "demo_steps", "demo_difficulty", "mi_pairs")} | {name: 0 for name in (
     "alpha", "beta", "gamma", "warmup_steps", "weight_decay", "seed", "split_seed", "demo_slips")} | {"demo_size": 30}
+_BELOW_ONE = ("dropout",)
 _ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "max_grad_norm", "smile_tau")
 
 # %% ../../nbs/training/04_run_config.ipynb #6bf825c0
@@ -189,30 +192,28 @@ _AT_MOST: dict[str, float] = {name: limit for limit, names in (
 ) for name in names}
 
 # %% ../../nbs/training/04_run_config.ipynb #38f2fe2d
-def _check_limits(values: Mapping[str, Any]) -> None:
-    "Refuse numbers that are too small or too large."
-    for name in _AT_LEAST | _AT_MOST:
-        value, least, most = values[name], _AT_LEAST.get(name), _AT_MOST.get(name)
-        if value is not None and not ((least is None or value >= least) and (most is None or value <= most)):
-            allowed = f"at least {least}" if most is None else f"{least or 0} to {most:,}"
-            raise ConfigError(f"{name} is {value}; expected {allowed}. ({config_help(name)})")
-    for name in _ABOVE_ZERO:
-        if not values[name] > 0:
-            raise ConfigError(f"{name} is {values[name]}; expected more than 0. ({config_help(name)})")
+def _check_limits(name: str, value: float, what: str) -> None:
+    "Refuse a number that is too small or too large."
+    least, most = _AT_LEAST.get(name), _AT_MOST.get(name)
+    if not ((least is None or value >= least) and (most is None or value <= most)):
+        allowed = f"at least {least}" if most is None else f"{least or 0} to {most:,}"
+        raise ConfigError(f"{what} is {value}; expected {allowed}. ({config_help(name)})")
+    if name in _ABOVE_ZERO and not value > 0:
+        raise ConfigError(f"{what} is {value}; expected more than 0. ({config_help(name)})")
+    if name in _BELOW_ONE and not 0 <= value < 1:
+        raise ConfigError(f"{what} is {value}; expected 0 to below 1. ({config_help(name)})")
 
 # %% ../../nbs/training/04_run_config.ipynb #c5ef4068
-def _check_ranges(config: "RunConfig") -> None:
-    "Refuse values and combinations that cannot be meant."
-    _check_limits(config.to_dict())
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        raise ConfigError(f"dropout is {config.dropout}; expected 0 to below 1. ({config_help('dropout')})")
+def _check_together(config: "RunConfig") -> None:
+    "Refuse combinations that cannot be meant."
     usual = all(getattr(config, name) == _default(_fields()[name]) for name in ("objective", "features"))
     compares = METHODS[config.method].mutual_information and not usual # the usual two fit, and need no torch to tell
     if compares and config.features not in (fits := tuple(_features_of(config.objective))):
         raise ConfigError(f"objective {config.objective} compares {' or '.join(fits)} features, but features is "
                           f"{config.features!r}. Set features={fits[0]}, or one of the variational objectives.")
     if config.tokens_per_batch and config.batching != "length":
-        raise ConfigError(f"tokens_per_batch goes with batching=length, but batching is {config.batching!r}.")
+        raise ConfigError(f"tokens_per_batch goes with batching=length, but batching is {config.batching!r}. Set that, "
+                          "or leave tokens_per_batch out.")
 
 # %% ../../nbs/training/04_run_config.ipynb #3297cc68
 def _run_id(values: Mapping[str, Any]) -> str:
@@ -331,7 +332,7 @@ class RunConfig:
     def __post_init__(self):
         for name in _fields():
             setattr(self, name, check_field(name, getattr(self, name)))
-        _check_ranges(self)
+        _check_together(self)
 
     def to_dict(self) -> dict[str, Any]: # Name to value
         "Every value by name, without where it came from."
