@@ -72,8 +72,8 @@ def import_named(
         raise error(f"{what} is {path!r}, and importing {module} fails: {type(fault).__name__}: {fault}. Install it, "
                     "put its folder on PYTHONPATH, or mend it.") from fault
     if not hasattr(holder, attribute):
-        raise error(f"{what} is {path!r}, and {module} has no {attribute!r}.{nearest(attribute, vars(holder))} Give the "
-                    "name of something that it defines.")
+        raise error(f"{what} is {path!r}, and {module} has no {attribute!r}.{nearest(attribute, vars(holder))} Give "
+                    "the name of something that it defines.")
     return getattr(holder, attribute)
 
 # %% ../nbs/00_core.ipynb #45a48187

@@ -233,7 +233,7 @@ def test_missing_data_names_file_place_and_command(cotmi, monkeypatch, tmp_path)
     ("experiment: demo\ngrid: {seed: 0}", "expected a list"),
     ("experiment: demo\ngrid: {sed: [0]}", "Did you mean 'seed'?"),
     ("experiment: demo\ngrid: {seed: [a]}", "seed is 'a'; expected int"),
-    ("experiment: [demo", "not valid YAML"),
+    ("experiment: [demo", "cannot be read as YAML"),
     ("- demo", "holds no mapping"),
     ("experiment: demo\nruns: [3]", "a run is 3"),
     ("experiment: dmeo", "Did you mean 'demo'?"),
@@ -242,7 +242,7 @@ def test_sweep_files(cotmi, tmp_path, text, said):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
     refused(cotmi("sweep", str(path)), said)
-    refused(cotmi("sweep", str(tmp_path / "gone.yaml")), "cannot be read")
+    refused(cotmi("sweep", str(tmp_path / "gone.yaml")), "does not exist")
 
 
 def test_sweep_skips_what_is_complete(cotmi, tmp_path, monkeypatch, finished):
