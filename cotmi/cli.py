@@ -20,7 +20,7 @@ import pandas as pd
 import typer
 
 import cotmi
-from .core import RunFile, is_installed, ConfigError, CotmiError, RunError, load_settings, nearest, require
+from .core import RunFile, is_installed, ConfigError, RunError, foreseen, load_settings, nearest, require
 from .dashboards.dashboard_notebook import dashboard_notebook
 from .runs.evaluating import evaluate
 from cotmi.runs.experiments import (
@@ -31,7 +31,7 @@ from cotmi.runs.experiments import (
     run_experiment,
 )
 from .runs.results import results_table
-from .runs.run_folder import Run, list_runs, run_folder, runs_table
+from .runs.run_folder import Run, is_whole, list_runs, run_folder, runs_table
 from .runs.sweep import MAX_RUNS, plan_run, run_sweep, sweep_points
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
@@ -129,7 +129,7 @@ def run_command(
         typer.echo(f"Executed notebook: {run_experiment(path, parameters, None, place, _command())}")
         return
     folder, anew = run_folder(config, place), parameters.get("force", defaults.get("force"))
-    if folder.is_dir() and not anew and Run(folder).status == "complete":
+    if folder.is_dir() and not anew and is_whole(Run(folder)):
         if not reuse:
             raise RunError(f"{folder} already holds the complete run of this configuration. --reuse shows it, "
                            "--force runs it anew.")
@@ -344,7 +344,7 @@ def main(
     try:
         app(_join_parameters([w for w in words if w != "--debug"]), prog_name="cotmi")
     except Exception as fault: # the outermost door: whatever it is, it gets one message
-        message = str(fault) if isinstance(fault, CotmiError) else (
+        message = foreseen(fault) or (
             f"unforeseen {type(fault).__name__}: {fault}. --debug shows where; please report it.")
         if "--debug" in words:
             traceback.print_exc()

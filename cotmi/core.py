@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'TEMPORARY', 'SETTINGS', 'OPEN_SECTIONS', 'nearest', 'check_choice', 'import_named', 'write_whole',
-           'write_text', 'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval',
+           'write_files', 'write_text', 'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval',
            'bootstrap_interval', 'is_installed', 'require', 'seed_everything', 'variable_name', 'Setting',
            'parse_setting', 'find_settings', 'Settings', 'load_settings']
 
@@ -28,7 +28,7 @@ from scipy.stats import bootstrap
 
 from cotmi.errors import ( # noqa: F401 (all of them are known by this place too)
     ConfigError, CotmiError, DataError, EstimationError, RunError, SettingsError, StorageError, StudentError,
-    one_line, reading, refusal, writing,
+    TrainingError, foreseen, one_line, reading, refusal, writing,
 )
 
 # %% ../nbs/00_core.ipynb #be670064
@@ -79,17 +79,21 @@ def import_named(
 # %% ../nbs/00_core.ipynb #45a48187
 TEMPORARY = ".cotmi-" # how the names of folders begin that a writer removes when it is done
 
-def _fill_and_move(path: Path, write: Callable[[Path], Any]) -> None:
-    "Let `write` fill a file in a folder of its own beside `path`, then move it to its place."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as folder:
-        made = Path(folder, path.name)
-        made.touch()
-        mode = made.stat().st_mode # as the umask has it
-        write(made)
-        made.chmod(mode)
-        os.replace(made, path)
+def _fill_and_move(folder: Path, write: Callable[[Path], Any]) -> None:
+    "Let `write` fill a hidden folder in `folder`, then move each file to its place, with the mode that the umask says."
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as made:
+        (plain := Path(made, "plain")).touch()
+        mode = plain.stat().st_mode
+        plain.unlink()
+        write(Path(made))
+        for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
+            place = folder / path.relative_to(made)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.chmod(mode)
+            os.replace(path, place)
 
+# %% ../nbs/00_core.ipynb #2a6e4046
 def write_whole(
     path: str | Path, # Where the file belongs
     write: Callable[[Path], Any], # Fills the path that it is given
@@ -97,8 +101,17 @@ def write_whole(
     "Write a file in one step, making its folder if needed; raises `StorageError` where the system refuses."
     path = Path(path)
     with writing(path):
-        _fill_and_move(path, write)
+        _fill_and_move(path.parent, lambda made: write(made / path.name))
     return path
+
+def write_files(
+    folder: str | Path, # Where the files belong; what else lies there stays
+    write: Callable[[Path], Any], # Fills the folder that it is given, as `save_pretrained` does
+) -> Path: # The folder
+    "Write several files, each in one step; raises `StorageError` where the system refuses."
+    with writing(folder):
+        _fill_and_move(Path(folder), write)
+    return Path(folder)
 
 # %% ../nbs/00_core.ipynb #1794a279
 def write_text(
@@ -187,8 +200,10 @@ class RunFile(StrEnum):
     TRAINING = "training.json" # The summary of a training that came to its end
     VERDICTS = "judge.jsonl" # The verdicts of the judge, one a line
     JUDGEMENT = "judge.json" # What a judge run came to
+    EARLIER_JUDGEMENT = "judge.earlier.json" # What one came to whose rationales an evaluation has replaced since
     NOTEBOOK = "notebook.ipynb" # The executed experiment
     STUDENT = "student" # Folder: a plain Hugging Face checkpoint
+    TRACKING = "tracking" # Folder: what trackers wrote, where they write files
     CHECKPOINTS = "checkpoints" # Folder: where an interrupted training goes on
 
 # %% ../nbs/00_core.ipynb #373d68ca

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from pathlib import Path
 
 # Tiny models are fastest on one thread, and threads that wait for each other stall on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,3 +20,38 @@ def demo_data():
     from cotmi.data.loading import load_data
 
     return load_data("demo", demo_size=240, demo_steps=2)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    "A complete run, made once; take a copy of its folder to write into it."
+    from helpers_small_run import small_run
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COTMI_EVALUATE_EMBEDDING_MODEL", "")
+        return small_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path, monkeypatch):
+    "The folder of a complete run, to be written into."
+    import shutil
+
+    monkeypatch.setenv("COTMI_EVALUATE_EMBEDDING_MODEL", "")
+    return Path(shutil.copytree(finished_run.path, tmp_path / "outputs" / "demo" / finished_run.id))
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    "Run a command in an empty folder; gives its exit code, output and errors."
+    from cotmi.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COTMI_PATHS_OUTPUTS", str(tmp_path / "outputs"))
+
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+    return call

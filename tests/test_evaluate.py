@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from cotmi import evaluate as evaluate_run
-from cotmi.core import RunError, read_json, write_json
+from cotmi.core import RunError, StorageError, read_json, write_json
 from cotmi.data.examples import SEGMENT_SEPARATOR
 from cotmi.data.loading import load_data
 from cotmi.evaluation.answers import answer, confidences, label_targets
@@ -317,6 +317,7 @@ def test_a_run_folder_is_evaluated_where_it_lies(tiny, data, tmp_path, no_embedd
     folder = tmp_path / "run"
     tiny.save(folder / "student")
     write_json(folder / "config.json", {"values": CONFIG.to_dict(), "sources": {}})
+    write_json(folder / "data_report.json", data.report.to_dict())
     write_json(folder / "metrics.json", {"status": "complete", "train/steps": 7, "test/old": 1,
                                             "valid/best_accuracy": 0.5, "test/rationale_judge": 3.0})
     figures = evaluate_run(folder, progress=False)
@@ -343,6 +344,7 @@ def test_a_run_is_evaluated_through_its_lock(tiny, data, tmp_path, no_embedder):
     folder = tmp_path / "run"
     tiny.save(folder / "student")
     write_json(folder / "config.json", {"values": CONFIG.to_dict(), "sources": {}})
+    write_json(folder / "data_report.json", data.report.to_dict())
     write_json(folder / "metrics.json", {"status": "stopped"})
     opened = open_run(folder)
     with pytest.raises(RunError, match="another process"):
@@ -371,7 +373,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
     def full_disk(*_, **__): raise OSError(28, "No space left on device")
     monkeypatch.setattr("pyarrow.parquet.write_table", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="the disk is full"):
         write_predictions(path, hand_table(predicted_label=["z"] * 4))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
 

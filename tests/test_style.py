@@ -9,8 +9,8 @@ NO_RECORD = {
     ("cli", "what != 'dss'"): "an archive",
     ("dashboards.intervals", "{'mi', 'accuracy'} <= set(runs.columns)"): "columns of a table",
     ("information.estimate", "start == 'gaussian'"): "a way to start a critic",
-    ("training.trainer", "name != 'mi'"): "a term of the loss",
-    ("training.trainer", "name in ('mi', 'bottleneck')"): "terms of the loss",
+    ("training.step", "name != 'mi'"): "a term of the loss",
+    ("training.step", "name in ('mi', 'bottleneck')"): "terms of the loss",
 }
 # Modules whose business the names are: their records are written there.
 RECORDS = ("data.labels", "students.methods", "information.bounds", "information.critics", "training.objectives")

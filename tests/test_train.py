@@ -27,7 +27,8 @@ from cotmi.students.batches import TwoTaskCollator
 from cotmi.students.student import Student
 from cotmi.training.objectives import Objective
 from cotmi.training.run_config import RunConfig
-from cotmi.training.trainer import CotModule, CotTrainer, run_objective, step_losses, train, training_arguments
+from cotmi.training.step import CotModule, run_objective, step_losses
+from cotmi.training.trainer import CotTrainer, train, training_arguments
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", "../shared/data/golden"))
 COLUMNS = {"predict_input": "predict_input_ids", "explain_input": "explain_input_ids", "label": "label_ids",

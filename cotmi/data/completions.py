@@ -25,6 +25,7 @@ PROBLEMS = {
     "part of an equation": "The equation goes on outside the parentheses that are read as the label.",
     "empty input": "The dataset's row has no question.",
     "unusable gold label": "The dataset's own label is missing, outside the choices or no equation.",
+    "unusable cell": "A cell holds no text: an object, bytes, a number without end, or several answers.",
 }
 LABEL_PROBLEMS = ("empty label", "truncated", "several answers", "label outside the choices", "not an equation",
                   "part of an equation")
@@ -64,6 +65,17 @@ def _last_equation(label: str) -> str:
     outside = (last.strip(), last.strip()[:-1]) # the second, when parentheses stand around both
     return next((text for text in outside if evaluate_equation(text) is not None), "") if joined else ""
 
+# %% ../../nbs/data/03_completions.ipynb #60ef677b
+def _in_parentheses(answer: str) -> tuple[int, int]:
+    "Where the first line with something in parentheses has them: from its first ( to its last ); 0, 0 without any."
+    at = 0
+    for line in answer.split("\n"):
+        start, end = line.find("("), line.rfind(")")
+        if -1 < start < end: # one look at each character, whatever a teacher wrote
+            return at + start, at + end + 1
+        at += len(line) + 1
+    return 0, 0
+
 # %% ../../nbs/data/03_completions.ipynb #0e54f151
 def _equation_problem(answer: str, start: int, end: int) -> str:
     "What is wrong with the equation from `start` to `end` of an answer."
@@ -77,13 +89,13 @@ def parse_svamp(
 ) -> Parsed: # Rationale, equation, problem
     "Take an SVAMP or ASDiv completion apart."
     rationale, answer, problem = split_completion(completion, "The answer is", "Q:")
-    equation = re.search(r"\(.*\)", answer)
-    if not equation:
+    start, end = _in_parentheses(answer)
+    if not end:
         return Parsed(rationale, "", problem or missing_label(answer))
-    label = equation[0]
+    label = answer[start:end]
     if not problem and (last := _last_equation(label)):
         return Parsed(rationale, last, "several answers")
-    return Parsed(rationale, label, problem or _equation_problem(answer, *equation.span()))
+    return Parsed(rationale, label, problem or _equation_problem(answer, start, end))
 
 # %% ../../nbs/data/03_completions.ipynb #c573be57
 def parse_cqa(

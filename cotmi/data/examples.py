@@ -19,6 +19,7 @@ from ..core import DataError
 from .completions import LABEL_PROBLEMS
 from .data_report import DataReport, Row, SplitReport, report_rows
 from .dataset import Dataset, LoadOptions, RawData
+from .identity import fingerprint_tables
 
 # %% ../../nbs/data/06_examples.ipynb #96149309
 def _hold_out(rows: list[Row], fraction: float, what: str) -> tuple[list[Row], list[Row]]:
@@ -49,15 +50,26 @@ LABEL_SOURCES = ("gold", "teacher")
 
 def _drop(row: Row, split: str, label_source: str, rationales: bool) -> str:
     "Why a row cannot be used in a split, or an empty string."
+    unusable = row.problem if row.problem == "unusable cell" else ""
     if not row.input.strip():
-        return "empty input"
+        return unusable or "empty input"
     if not row.gold and (split != "train" or label_source == "gold"):
-        return "unusable gold label"
+        return unusable or "unusable gold label"
     if split != "test" and rationales and not row.rationale:
         return row.problem or "empty rationale"
     if split == "train" and label_source == "teacher" and (row.problem in LABEL_PROBLEMS or not row.teacher):
         return row.problem or "empty label"
     return ""
+
+# %% ../../nbs/data/06_examples.ipynb #72b203bd
+def _versions(examples: DatasetDict) -> tuple[str, ...]:
+    "What `datasets` calls each split; every transformation gives it another name."
+    return tuple(part._fingerprint for part in examples.values())
+
+def _examples_fingerprint(examples: DatasetDict) -> str:
+    "The fingerprint of the content of examples, however they came about."
+    return fingerprint_tables("examples", {split: part.with_format("arrow").iter(10_000)
+                                           for split, part in examples.items()})
 
 # %% ../../nbs/data/06_examples.ipynb #6ca6ebce
 COLUMNS = ("id", "input", "label", "rationale", "gold_label", "teacher_label", "choices")
@@ -68,6 +80,13 @@ class LoadedData(NamedTuple):
     examples: DatasetDict # train, valid, test with the columns COLUMNS
     report: DataReport # What was read, used and dropped
     spec: Dataset # Facts of the data set
+    made_of: tuple[str, ...] = () # What the examples were when the report was written
+
+    @property
+    def fingerprint(self) -> str: # 64 hexadecimal digits
+        "The fingerprint of the report; of the examples themselves where somebody made or changed them since."
+        same = self.report.fingerprint and self.made_of == _versions(self.examples)
+        return self.report.fingerprint if same else _examples_fingerprint(self.examples)
 
 # %% ../../nbs/data/06_examples.ipynb #62e7e540
 def _sample(count: int, largest: int | None, seed: int) -> list[int]:
@@ -149,6 +168,7 @@ def _notes(parts: Mapping[str, _Selection]) -> Iterator[str]:
 def assemble(
     raw: RawData, # Rows as a data set's loader gives them
     options: LoadOptions, # Label source, seed and the largest number of examples
+    fingerprint: str = "", # Of what the rows were read from; that of the examples if empty
 ) -> LoadedData: # Examples, report and facts
     "Drop, sample and report the rows of each split."
     dataset, taught = raw.dataset, options.label_source == "teacher"
@@ -158,5 +178,6 @@ def assemble(
               for split, part in parts.items()}
     examples = DatasetDict({split: _to_hf_dataset(part.kept, labels[split]) for split, part in parts.items()})
     report = DataReport(dataset.name, dataset.title, dataset.label_kind, options.label_source, reports,
-                        _report_files(raw, parts), (*raw.notes, *_notes(parts)))
-    return LoadedData(examples, report, dataset)
+                        _report_files(raw, parts), (*raw.notes, *_notes(parts)),
+                        fingerprint or _examples_fingerprint(examples))
+    return LoadedData(examples, report, dataset, _versions(examples))

@@ -14,9 +14,10 @@ from typing import Any
 
 from ..core import DataError, check_choice, load_settings
 from .arithmetic import same_value, spaced_equation
+from .cells import as_text
 from .completions import NLI_LABELS, parse_anli, parse_cqa, parse_esnli, parse_svamp
 from .data_report import Row
-from .dataset import Dataset, LoadOptions, Question, RawData, as_text, make_row
+from .dataset import Dataset, LoadOptions, Question, RawData, make_row
 from .examples import SEGMENT_SEPARATOR, make_splits
 
 # %% ../../nbs/data/08_published.ipynb #332e8fc1
@@ -115,7 +116,7 @@ def _read_split(dataset: Dataset, folder: Path, split: str) -> list[Row]:
     rows = []
     for i, (row, completion) in enumerate(zip(raw, completions, strict=True)):
         said = completion if isinstance(completion, str) else ""
-        sample = re.split(r"\n\n(?:Q|Premise):", said)[0] # what follows answers another question
+        sample = re.split(r"\n\n(?:Q|Premise):", said, maxsplit=1)[0] # what follows answers another question
         rows.append(make_row(dataset, question(row), parse(said), f"{dataset.name}-{split}-{i}", sample))
     return rows
 

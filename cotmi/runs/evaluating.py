@@ -6,11 +6,16 @@
 __all__ = ['write_evaluation', 'evaluate']
 
 # %% ../../nbs/runs/03_evaluating.ipynb #dffd5d95
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import RunError, RunFile
-from .run_files import FORMATS, evaluation_files
+import pandas as pd
+
+from ..core import RunError, RunFile, one_line
+from ..data.data_report import DataReport
+from .run_files import FORMATS, evaluation_files, read_file, write_together
 from .run_folder import Run, open_run
 from ..training.run_config import RunConfig, load_run_data, stored_config
 
@@ -22,53 +27,113 @@ if TYPE_CHECKING: # these bring torch, which the command line's help does withou
 # %% ../../nbs/runs/03_evaluating.ipynb #4772fe03
 def write_evaluation(
     evaluation: "Evaluation", # What an evaluation came to
-    folder: str | Path, # Where its files go; a run has `Run.write_evaluation`, which asks for its lock
+    folder: str | Path, # Where its files go; a run has `Run.finish`, which asks for its lock
 ):
-    "Write predictions, features and estimates into a folder that is no run."
-    for name, value in evaluation_files(evaluation).items():
-        FORMATS[name].write(Path(folder) / name, value)
+    "Write predictions, features and estimates into a folder that is no run, all of them or none."
+    write_together(folder, evaluation_files(evaluation))
 
-# %% ../../nbs/runs/03_evaluating.ipynb #c9eeea76
-def _kept_figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    "What a new evaluation leaves as it is: the figures of the training."
-    return {key: value for key, value in metrics.items() if key.startswith(("train/", "valid/"))}
+# %% ../../nbs/runs/03_evaluating.ipynb #b9949c42
+_NEEDED = ("dataset", "method", "student") # of a configuration, whatever its age
+
+def _config_of(run: Run) -> RunConfig:
+    "The configuration that a run was trained with; raises `RunError` where it is not whole."
+    _, faults = read_file(run.path / RunFile.CONFIG, FORMATS[RunFile.CONFIG])
+    if missing := [name for name in _NEEDED if not isinstance(run.config.get(name), str)]:
+        why = faults[0] if faults else f"{RunFile.CONFIG} is missing or lacks {', '.join(missing)}"
+        raise RunError(one_line(f"{run.path} does not say how its student was trained: {why}. Nothing was changed. "
+                                "Evaluate the student itself: evaluate(student, data, config)."))
+    return stored_config(run.config)
+
+# %% ../../nbs/runs/03_evaluating.ipynb #27d9f042
+def _counts(report: DataReport) -> dict[str, tuple[int, int]]:
+    "Rows read and used of every split."
+    return {name: (split.read, split.used) for name, split in report.splits.items()}
+
+def _check_data(run: Run, data: "LoadedData") -> None:
+    "Refuse to evaluate a run on other data than it was trained with."
+    known, faults = read_file(run.path / RunFile.DATA_REPORT, FORMATS[RunFile.DATA_REPORT])
+    elsewhere = "To evaluate its student on other data name a folder for the results: evaluate(run, data, folder=…)."
+    if known is None:
+        why = faults[0] if faults else f"{RunFile.DATA_REPORT} is missing"
+        raise RunError(one_line(f"{run.path} does not say what data it was trained with: {why}. {elsewhere}"))
+    if known.fingerprint != data.fingerprint if known.fingerprint else _counts(known) != _counts(data.report):
+        raise RunError(one_line(f"{run.path} was trained with other data than are in place now; its results stay as "
+                                f"they are. Put the data back. {elsewhere}"))
+
+# %% ../../nbs/runs/03_evaluating.ipynb #743feb3b
+_JUDGED = ["id", "input", "gold_label", "generated_rationale"] # what a judge reads
+_JUDGE = "test/rationale_judge" # how the figures of the judge begin
+
+def _same_texts(before: pd.DataFrame, after: pd.DataFrame) -> bool:
+    "Whether a judge would read the same in two tables of predictions."
+    if not {*_JUDGED} <= {*before} & {*after}:
+        return False
+    first, second = (table[_JUDGED].astype(object).where(table[_JUDGED].notna(), None) for table in (before, after))
+    return first.reset_index(drop=True).equals(second.reset_index(drop=True))
+
+def _kept_figures(metrics: dict[str, Any], judged: bool) -> dict[str, Any]:
+    "What a new evaluation leaves as it is: the figures of the training, and of the judge where they still hold."
+    kept = ("train/", "valid/", *[_JUDGE] * judged)
+    return {key: value for key, value in metrics.items() if key.startswith(kept)}
 
 def _is_trained(run: Run) -> bool:
     "Whether training came to its end, whatever happened since."
-    return run.metrics.get("status") == "complete" or (run.path / RunFile.TRAINING).is_file()
+    said = (run.metrics.get("status"), run.metrics.get("status_before"))
+    return "complete" in said or (run.path / RunFile.TRAINING).is_file()
 
-# %% ../../nbs/runs/03_evaluating.ipynb #bd6be6e3
-def _student_of(run: Run) -> "Student":
-    "The student of a run that says how it was trained."
-    student = run.load_student()
-    if not run.config:
-        raise RunError(f"{run.path} does not say how its student was trained: {RunFile.CONFIG} is missing or broken. "
-                       "Evaluate the student with its data and a RunConfig instead: evaluate(student, data, config).")
-    return student
+# %% ../../nbs/runs/03_evaluating.ipynb #8baa5b38
+_UNJUDGED = "the judge's scores were of other rationales and left; `cotmi judge` asks for the new ones"
 
-def _write_into(run: Run, evaluation: "Evaluation") -> dict[str, float | str]:
+def _unjudged(run: Run) -> dict[RunFile, Any]:
+    "The summary of a judge whose rationales are no longer there, in another place."
+    summary, _ = read_file(run.path / RunFile.JUDGEMENT, FORMATS[RunFile.JUDGEMENT])
+    return {RunFile.EARLIER_JUDGEMENT: summary, RunFile.JUDGEMENT: None} if summary else {}
+
+def _write_into(run: Run, evaluation: "Evaluation") -> None:
     "Put a new evaluation into its run, which is open for writing, and end it."
-    metrics, trained = evaluation.metrics(), _is_trained(run)
-    kept = _kept_figures(run.metrics)
-    run.write_evaluation(evaluation)
-    run.finish({**kept, **metrics}, stopped=not trained)
-    return metrics
+    run.refresh()
+    judged = _same_texts(run.predictions, evaluation.predictions)
+    metrics = {**_kept_figures(run.metrics, judged), **evaluation.metrics()}
+    if not judged and _JUDGE in run.metrics:
+        metrics["test/notes"] = "; ".join([*filter(None, [metrics.get("test/notes")]), _UNJUDGED])
+    aside = {} if judged else _unjudged(run)
+    run.finish(metrics, stopped=not _is_trained(run), files={**evaluation_files(evaluation), **aside})
+
+# %% ../../nbs/runs/03_evaluating.ipynb #913484e4
+@contextmanager
+def _opened(run: Run) -> Iterator[Run]:
+    "A run that this process may write. Whatever happens meanwhile, its status stays as it is; its lock goes."
+    opened = run if run.is_open else open_run(run.path)
+    try:
+        yield opened
+    finally:
+        if opened is not run:
+            opened.close()
+
+def _evaluation_of(run: Run, data: "LoadedData | None", config: RunConfig | None, progress: bool,
+                   checked: bool) -> "Evaluation":
+    "What the student of a run comes to, on the run's own data where it is `checked`."
+    from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
+
+    config = config or _config_of(run)
+    student = run.load_student()
+    data = data if data is not None else load_run_data(config)
+    if checked:
+        _check_data(run, data)
+    return evaluate_student(student, data, config, progress)
 
 # %% ../../nbs/runs/03_evaluating.ipynb #f3e4dcb2
 def _evaluate_run(run: Run, data: "LoadedData | None", config: RunConfig | None, folder: str | Path | None,
                   progress: bool) -> dict[str, float | str]:
     "Evaluate the student of a run into its own folder, or into another and leave the run as it is."
-    from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
-
-    student = _student_of(run)
-    config = config or stored_config(run.config)
-    data = data or load_run_data(config)
-    if folder is not None:
-        evaluation = evaluate_student(student, data, config, progress)
+    if folder is not None and Path(folder).resolve() != run.path.resolve():
+        evaluation = _evaluation_of(run, data, config, progress, checked=False)
         write_evaluation(evaluation, folder)
         return evaluation.metrics()
-    with run if run.is_open else open_run(run.path) as opened:
-        return _write_into(opened, evaluate_student(student, data, config, progress))
+    with _opened(run) as opened:
+        evaluation = _evaluation_of(opened, data, config, progress, checked=True)
+        _write_into(opened, evaluation)
+    return evaluation.metrics()
 
 # %% ../../nbs/runs/03_evaluating.ipynb #40c9c3ee
 def evaluate(

@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import cotmi
-from ..core import ConfigError, CotmiError, RunFile, load_settings, nearest, read_json
+from ..core import ConfigError, CotmiError, RunFile, load_settings, nearest, read_json, refusal
 from .run_files import file_stamp
-from .run_folder import mark_failed, run_folder
+from .run_folder import mark_failed, run_folder, unfinished_notebook
 from ..training.run_config import RunConfig, check_field, check_ready, parameter_names
 
 # %% ../../nbs/runs/08_experiments.ipynb #a5f87e2d
@@ -120,9 +120,10 @@ def planned_config(
 
 # %% ../../nbs/runs/08_experiments.ipynb #d99af2ad
 @contextmanager
-def _kernel_environment(command: str) -> Iterator[None]:
-    "What the notebook's kernel is told: the command, and to keep plotly's own code out of the saved notebook."
-    wanted = {"COTMI_COMMAND": command, "PLOTLY_RENDERER": "plotly_mimetype", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+def _kernel_environment(command: str, place: Path | None = None) -> Iterator[None]:
+    "What the notebook's kernel is told: the command, its place, and to keep plotly's own code out of what is saved."
+    wanted = {"COTMI_COMMAND": command, "COTMI_NOTEBOOK": str(place.resolve()) if place else "",
+              "PLOTLY_RENDERER": "plotly_mimetype", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
               "OMP_WAIT_POLICY": "PASSIVE"} # threads that spin while they wait make a busy machine crawl
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: os.environ.get(name) or value for name, value in wanted.items()})
@@ -152,6 +153,8 @@ def _readable(fault: Exception, kept: Path | None) -> str:
     if type(fault).__name__ == "DeadKernelError":
         return ("The notebook's kernel died, mostly for want of memory. Try a smaller batch_size, max_input_length or "
                 f"tokens_per_batch.{where}")
+    if (refused := refusal(kept or "The notebook", fault)) is not None:
+        return str(refused)
     told = f"{name}: {said}" if name else f"{type(fault).__name__}: {fault}"
     return f"{told}.{where} --debug shows the traceback."
 
@@ -181,12 +184,13 @@ def execute_notebook(
     parameters: Mapping[str, Any], # Typed, from `check_parameters`
     output: Path, # Where the executed notebook is written, cell by cell
     command: str = "", # The command, for the environment record of a run
+    place: Path | None = None, # Where the notebook will stand in its run folder, if it has one
 ) -> None:
     "Execute a notebook with papermill in the working folder; what stops it is raised as it is."
     import papermill  # a second to import, needed by nothing else here
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _kernel_environment(command):
+    with _kernel_environment(command, place):
         papermill.execute_notebook(str(path), str(output), dict(parameters), kernel_name="python3", language="python",
                                    progress_bar=False, stderr_file=sys.stderr, start_timeout=120,
                                    on_cell_start=_SectionNames(path), coalesce_streams=True,
@@ -197,7 +201,7 @@ def _places(path: Path, config: RunConfig | None, out: str | Path | None) -> tup
     "The folder of an executed notebook, its place there, and the one it is written to while it runs."
     if config:
         folder = run_folder(config, out)
-        return folder, folder / RunFile.NOTEBOOK, folder.parent / f".{folder.name}.ipynb"
+        return folder, folder / RunFile.NOTEBOOK, unfinished_notebook(folder)
     folder = (Path(out) if out else load_settings().path("paths.outputs")) / "notebooks"
     return folder, folder / f"{path.stem}.ipynb", folder / f".{path.stem}.ipynb"
 
@@ -213,7 +217,7 @@ def run_experiment(
     folder, target, unfinished = _places(path, config, out)
     before = file_stamp(folder / RunFile.ENVIRONMENT) # changes when the notebook begins its run
     try:
-        execute_notebook(path, parameters, unfinished, command)
+        execute_notebook(path, parameters, unfinished, command, target if config else None)
     except KeyboardInterrupt:
         raise NotebookError("Interrupted. The same command goes on where this one stopped.") from None
     except Exception as fault: # whatever stops it gets one message

@@ -6,7 +6,9 @@
 __all__ = ['judge_run']
 
 # %% ../../nbs/runs/05_judging.ipynb #fde17ec3
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ import pandas as pd
 from ..core import RunError, RunFile, read_json
 from ..data.examples import SEGMENT_SEPARATOR
 from ..llm.judge import Judge, JudgeReport, judge_rationales
+from .run_files import FORMATS, read_file, write_together
 from .run_folder import Run, open_run
 
 # %% ../../nbs/runs/05_judging.ipynb #19dc9ce8
@@ -35,6 +38,15 @@ def _drawn(table: pd.DataFrame, examples: int | None, seed: int) -> pd.DataFrame
     return sample.assign(input=sample.input.str.replace(SEGMENT_SEPARATOR, "\n", regex=False),
                          generated_rationale=sample.generated_rationale.fillna(""))
 
+# %% ../../nbs/runs/05_judging.ipynb #47528718
+def _replaces(summary: Mapping[str, Any], run: Run) -> bool:
+    "Whether a judgement may take the place of the one that a run has."
+    if summary["scored"] == summary["examples"]:
+        return True
+    before, _ = read_file(run.path / RunFile.JUDGEMENT, FORMATS[RunFile.JUDGEMENT])
+    was_whole = "test/rationale_judge" in run.metrics and before.get("scored") == before.get("examples")
+    return summary["scored"] > 0 and not was_whole
+
 # %% ../../nbs/runs/05_judging.ipynb #5c93207c
 def judge_run(
     folder: str | Path, # A run folder with predictions
@@ -43,16 +55,17 @@ def judge_run(
     seed: int = 0, # Seed of the sample
     progress: bool = True, # Show a progress bar
 ) -> JudgeReport: # The scores; its summary is what was written
-    "Score a run's rationales and add the mean to its metrics; raises `RunError` where another process writes the run."
+    "Score a run's rationales and add the mean to its metrics, unless a fuller one is there; the run's lock is held."
     judge = judge or Judge.from_settings()
-    if (metrics := Path(folder, RunFile.METRICS)).exists():
-        read_json(metrics, RunError) # what cannot be read is not written over
-    sample = _drawn(_rationales_of(Run(folder)), examples, seed)
-    run = open_run(folder)
+    run = open_run(folder) # first: nobody may put other rationales there meanwhile
     try:
+        if (run.path / RunFile.METRICS).exists():
+            read_json(run.path / RunFile.METRICS, RunError) # what cannot be read is not written over
+        sample = _drawn(_rationales_of(run), examples, seed)
         report = judge_rationales(sample.to_dict("records"), judge, run.path / RunFile.VERDICTS, progress)
-        run.write(RunFile.JUDGEMENT, report.summary)
-        run.write(RunFile.METRICS, run.metrics | report.to_dict("test/"))
+        if _replaces(report.summary, run):
+            write_together(run.path, {RunFile.JUDGEMENT: report.summary,
+                                      RunFile.METRICS: run.metrics | report.to_dict("test/")})
     finally:
         run.close() # a judge that cannot be asked makes no run fail
     return report

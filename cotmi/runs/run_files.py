@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PREDICTION_COLUMNS', 'FORMATS', 'RUN_FILES', 'write_predictions', 'write_features', 'FileFormat', 'evaluation_files',
-           'file_stamp', 'read_file', 'FileCache', 'RunFiles', 'metric_interval']
+           'write_together', 'file_stamp', 'read_file', 'FileCache', 'RunFiles', 'number_of', 'metric_interval']
 
 # %% ../../nbs/runs/00_run_files.ipynb #465de6b2
 import json
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +19,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cotmi.core import (
-    CotmiError,
+    TEMPORARY,
     Interval,
     RunError,
     RunFile,
     read_json,
     read_json_lines,
+    reading,
     to_json,
     write_json,
     write_whole,
+    writing,
 )
 from ..data.data_report import DataReport
 
@@ -42,7 +46,7 @@ def _json_object(path: Path, faults: list[str]) -> dict[str, Any]:
     "A JSON file that holds an object."
     value = read_json(path, RunError)
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds {type(value).__name__}, expected an object")
+        raise ValueError(f"it holds {type(value).__name__}, expected an object")
     return value
 
 # %% ../../nbs/runs/00_run_files.ipynb #b39669d9
@@ -79,12 +83,17 @@ def _read_predictions(path: Path, faults: list[str]) -> pd.DataFrame:
     return frame
 
 # %% ../../nbs/runs/00_run_files.ipynb #dcb6731c
+def _writable(value: Any) -> Any:
+    "Text as UTF-8 can hold it: half a character pair, which JSON lets through, becomes its escape."
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
 def write_predictions(
     path: str | Path, # predictions.parquet
     table: pd.DataFrame, # Rows of `score_predictions`
 ) -> Path: # The path written
     "Write the predictions of a run, `PREDICTION_COLUMNS` first."
     table = table.reindex(columns=[*PREDICTION_COLUMNS, *(c for c in table.columns if c not in PREDICTION_COLUMNS)])
+    table = table.assign(**{name: table[name].map(_writable) for name in table.select_dtypes(["object", "string"])})
     arrow = pa.Table.from_pandas(table.drop(columns=[c for c in _LIST_COLUMNS if c in table]), preserve_index=False)
     for column, kind in _LIST_COLUMNS.items():
         if column in table:
@@ -104,6 +113,8 @@ def _read_features(path: Path, faults: list[str]) -> dict[str, Any]:
     ids, names = json.loads(note.get("ids", "[]")), json.loads(note.get("dimension_names", "[]"))
     if len(z) != len(v) or (ids and len(ids) != len(z)):
         raise ValueError(f"z has {len(z)} rows, v {len(v)}, ids {len(ids)}; they must agree")
+    if z.ndim != 2 or v.ndim != 2:
+        raise ValueError(f"z has the shape {z.shape} and v {v.shape}, expected a row an example")
     return {"z": z, "v": v, "ids": ids or list(range(len(z))), "names": names, "kind": note.get("features", "")}
 
 # %% ../../nbs/runs/00_run_files.ipynb #e5ef0d34
@@ -123,6 +134,7 @@ class FileFormat:
     "How a file of a run is read and written."
     read: Callable[[Path, list[str]], Any] # The value; what is amiss but readable goes into the list
     empty: Callable[[], Any] # What a missing or broken file reads as
+    kind: str = "JSON" # What it is, for a message
     write: Callable[[Path, Any], Any] = write_json # Writes a value, whole or not at all
     due: str = "end" # `start`, `end`, or empty for a file that a complete run may lack
 
@@ -131,24 +143,48 @@ FORMATS: dict[RunFile, FileFormat] = {
     RunFile.CONFIG: FileFormat(_read_config, lambda: {"values": {}, "sources": {}}, due="start"),
     RunFile.ENVIRONMENT: FileFormat(_json_object, dict, due="start"),
     RunFile.DATA_REPORT: FileFormat(_read_report, lambda: None, due="start"),
-    RunFile.HISTORY: FileFormat(_read_history, lambda: pd.DataFrame({"step": pd.Series(dtype=int)})),
+    RunFile.HISTORY: FileFormat(_read_history, lambda: pd.DataFrame({"step": pd.Series(dtype=int)}), "JSON lines"),
     RunFile.METRICS: FileFormat(_json_object, dict),
     RunFile.PREDICTIONS: FileFormat(_read_predictions, lambda: pd.DataFrame(columns=list(PREDICTION_COLUMNS)),
-                                    write_predictions),
-    RunFile.FEATURES: FileFormat(_read_features, _no_features, write_features),
+                                    "parquet", write_predictions),
+    RunFile.FEATURES: FileFormat(_read_features, _no_features, "safetensors", write_features),
     RunFile.INFORMATION: FileFormat(_json_object, dict),
-    RunFile.JUDGEMENT: FileFormat(_json_object, dict, due=""),
+    **dict.fromkeys((RunFile.JUDGEMENT, RunFile.EARLIER_JUDGEMENT), FileFormat(_json_object, dict, due="")),
 }
 RUN_FILES = tuple(name for name, form in FORMATS.items() if form.due) # of a complete run
 
 # %% ../../nbs/runs/00_run_files.ipynb #24bd14ba
 def evaluation_files(
     evaluation: "Evaluation", # What an evaluation came to
-) -> dict[RunFile, Any]: # File to value; a student without features has predictions only
-    "The files that an evaluation fills, its figures apart."
-    files = {RunFile.PREDICTIONS: evaluation.predictions, RunFile.FEATURES: evaluation.features,
-             RunFile.INFORMATION: evaluation.information}
-    return {name: value for name, value in files.items() if value is not None}
+) -> dict[RunFile, Any]: # File to value; None for a file that it does not fill
+    "The files of an evaluation, its figures apart; a student without features has predictions only."
+    return {RunFile.PREDICTIONS: evaluation.predictions, RunFile.FEATURES: evaluation.features,
+            RunFile.INFORMATION: evaluation.information}
+
+# %% ../../nbs/runs/00_run_files.ipynb #08ed1cfa
+def _place(made: Path, place: Path) -> None:
+    "Move a file that was made to its place; one that was not made has no place any more."
+    if made.exists():
+        os.replace(made, place)
+    else:
+        place.unlink(missing_ok=True)
+
+def write_together(
+    folder: str | Path, # Where the files belong; made if needed
+    files: Mapping[RunFile, Any], # File to value, in the order of their moves; None for a file that is to go
+    mark: Callable[[], object] = lambda: None, # Called when all are made, before the first is moved
+) -> None:
+    "Write files that are worth nothing apart; raises `StorageError`, and changes nothing, where one cannot be made."
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as made:
+            for name, value in files.items():
+                if value is not None:
+                    FORMATS[name].write(Path(made, name), value)
+            mark()
+            for name in files:
+                _place(Path(made, name), folder / name)
 
 # %% ../../nbs/runs/00_run_files.ipynb #887dfe35
 def file_stamp(
@@ -162,8 +198,6 @@ def file_stamp(
     return status.st_mtime_ns, status.st_size
 
 # %% ../../nbs/runs/00_run_files.ipynb #eaca5a37
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, SafetensorError, CotmiError)
-
 def read_file(
     path: Path, # A file of a run
     form: FileFormat, # How it is read
@@ -173,10 +207,10 @@ def read_file(
     if file_stamp(path) is None:
         return form.empty(), faults
     try:
-        return form.read(path, faults), faults
-    except _UNREADABLE as fault:
-        text, name = " ".join(str(fault).split()), path.name
-        faults.append(f"{name} cannot be read: {text if name in text else f'{type(fault).__name__}: {text}'}")
+        with reading(path, RunError, form.kind):
+            return form.read(path, faults), faults
+    except RunError as fault:
+        faults.append(f"{path.name} cannot be read{str(fault).rpartition(' cannot be read')[2]}") # not its whole path
         return form.empty(), faults
 
 # %% ../../nbs/runs/00_run_files.ipynb #da632a62
@@ -260,12 +294,21 @@ class RunFiles:
         return self._cache.read(RunFile.INFORMATION)
 
 # %% ../../nbs/runs/00_run_files.ipynb #c730a2bf
+def number_of(
+    value: Any, # What a file of a run holds; a foreign one may hold anything
+) -> float: # NaN where it is no number, and where it is larger than any
+    "A figure as a number."
+    try:
+        return float(value) if isinstance(value, (int, float)) else float("nan")
+    except OverflowError:
+        return float("nan")
+
 def metric_interval(
     metrics: dict[str, Any], # Flat results
     name: str, # Such as `test/accuracy`
 ) -> Interval | None: # None where there is no such number; ends that are not recorded are NaN
     "A metric with its interval."
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    if not isinstance(value, (int, float)):
+    if np.isnan(number_of(value)):
         return None
-    return Interval(*(float(x) if isinstance(x, (int, float)) else float("nan") for x in (value, low, high)))
+    return Interval(*(number_of(x) for x in (value, low, high)))

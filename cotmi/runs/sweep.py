@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..core import ConfigError, nearest
 from .experiments import check_parameters, planned_config
-from .run_folder import Run, run_folder
+from .run_folder import Run, is_whole, run_folder
 from .yaml_file import read_yaml
 from ..training.checks import brief
 from ..training.run_config import RunConfig
@@ -86,7 +86,7 @@ class PlannedRun:
     @property
     def complete(self) -> bool: # False where it has not begun
         "Whether the run is there and whole."
-        return self.folder.is_dir() and Run(self.folder).status == "complete"
+        return self.folder.is_dir() and is_whole(Run(self.folder))
 
 def _as_text(value: Any) -> str:
     "A value of a sweep file as `-p` takes it."

@@ -24,7 +24,7 @@ from transformers import (
 
 from ..core import FEATURES, StudentError
 from .batches import IGNORED, length_batches, pad, progress_bar
-from .family import StudentFamily, TaskPass
+from .family import StudentFamily, TaskPass, check_weights
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #8a93c0dd
 def output_head(
@@ -174,9 +174,11 @@ def load(
     name: str, # A hub id or a local folder
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: # In evaluation mode
-    "A checkpoint with its tokenizer; raises what transformers raises."
+    "A checkpoint with its tokenizer; raises `StudentError` where it is not whole, else what transformers raises."
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32)
+    model, report = AutoModelForSeq2SeqLM.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True) # they are named below
+    check_weights(name, report)
     if dropout is not None:
         set_dropout(model, dropout)
     return model.eval(), tokenizer

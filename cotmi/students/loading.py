@@ -6,28 +6,59 @@
 __all__ = ['load_student']
 
 # %% ../../nbs/students/10_loading.ipynb #3e73f663
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
-from transformers import AutoConfig
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core import StudentError, nearest
+from ..core import CotmiError, StudentError, nearest, one_line
 from .builtin import BUILTIN_STUDENTS, builtin_student
 from .student import Student, family_for
 
 # %% ../../nbs/students/10_loading.ipynb #8388320e
+_CONVERTERS = ("sentencepiece", "protobuf", "tiktoken") # packages that read a tokenizer's older forms
+
+def _called(name: str) -> str:
+    "A student's name as a message can hold it."
+    return one_line(name, 100)
+
 def _student_advice(name: str, fault: Exception) -> str:
     "What went wrong while loading a student, and what to do."
-    reason = str(fault).strip().splitlines()[0][:300]
-    if Path(name).is_dir():
-        return (f"The folder {name} holds no student with its tokenizer ({reason}). "
+    reason = one_line(fault, 110) or type(fault).__name__
+    if isinstance(fault, ImportError) or " installed" in str(fault):
+        needed = [package for package in _CONVERTERS if package in str(fault)] or _CONVERTERS
+        return (f"{_called(name)} needs a package that is not installed ({reason}). Install it with: pip install "
+                f"{' '.join(needed)}; or save its tokenizer once as tokenizer.json, with save_pretrained.")
+    if isinstance(fault, RecursionError):
+        reason = "a file of it is nested too deeply"
+    if os.path.isdir(name):
+        return (f"The folder {_called(name)} holds no whole student with its tokenizer ({reason}). "
                 "It needs config.json, model.safetensors and tokenizer.json, as save_pretrained writes them.")
+    if os.path.exists(name):
+        return f"{_called(name)} is a file; a student is a folder, as save_pretrained writes it. Name that folder."
     if "/" not in name:
         hint = nearest(name, [f"builtin:{shape}" for shape in BUILTIN_STUDENTS])
         if hint:
-            return f"No student {name!r}.{hint}"
-    return (f"The student {name} could not be loaded from the hub ({reason}). Where there is no network, pass a local "
-            "folder that holds it (student=path/to/folder) or a built-in one (student=builtin:mini).")
+            return f"No student {_called(name)!r}.{hint}"
+    return (f"The student {_called(name)} could not be loaded from the hub ({reason}). Where there is no network, pass "
+            "a local folder that holds it (student=path/to/folder) or a built-in one (student=builtin:mini).")
+
+# %% ../../nbs/students/10_loading.ipynb #3e1dd70e
+def _has_file(name: str, file: str) -> bool:
+    "Whether a local folder, or what has been loaded from the hub, holds a file."
+    return os.path.exists(os.path.join(name, file)) if os.path.isdir(name) else isinstance(
+        try_to_load_from_cache(name, file), str)
+
+def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    "Refuse a tokenizer that was made from nothing, or that is of another model."
+    files = [*dict.fromkeys(tokenizer.vocab_files_names.values())]
+    if files and _has_file(name, "config.json") and not any(_has_file(name, file) for file in files):
+        raise StudentError(f"The student {_called(name)} has no tokenizer: none of {', '.join(files)} is there. "
+                           "Save it beside the model, with tokenizer.save_pretrained.")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
+                           f"{model.get_input_embeddings().num_embeddings}. They do not belong together.")
 
 # %% ../../nbs/students/10_loading.ipynb #d74497df
 def load_student(
@@ -36,16 +67,16 @@ def load_student(
     seed: int = 0, # Seed of random weights
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's, and is none for builtin students
 ) -> Student: # In evaluation mode
-    "Load a student; raises `StudentError` where it cannot be had or belongs to no family."
+    "Load a student; raises `StudentError` where it cannot be had, is not whole or belongs to no family."
     if name.startswith("builtin:"):
         if texts is None:
             raise StudentError(f"{name} trains its tokenizer on the training text: pass texts=[…].")
         return builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0)
     try:
         model, tokenizer = family_for(AutoConfig.from_pretrained(name)).load(name, dropout)
-    except (OSError, ValueError, KeyError) as fault:
+    except CotmiError:
+        raise
+    except Exception as fault: # tokenizers raises nothing narrower, and whatever it is, it is amiss with the student
         raise StudentError(_student_advice(name, fault)) from fault
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise StudentError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
-                           f"{model.get_input_embeddings().num_embeddings}. They do not belong together.")
+    _check_tokenizer(name, model, tokenizer)
     return Student(model, tokenizer, name)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core import StudentError
+from ..core import StudentError, write_files
 from .encoder_decoder import ENCODER_DECODER
 from .family import StudentFamily
 from .t5_fast_path import with_fast_path
@@ -70,7 +70,8 @@ class Student:
     def save(self,
         folder: str | Path, # Where to write the checkpoint
     ) -> Path: # The folder
-        "Write a plain Hugging Face checkpoint (safetensors, no pickle)."
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        return Path(folder)
+        "Write a plain Hugging Face checkpoint (safetensors, no pickle), each file whole and as the umask says."
+        def write(made: Path):
+            self.model.save_pretrained(made)
+            self.tokenizer.save_pretrained(made)
+        return write_files(folder, write)

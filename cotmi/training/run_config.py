@@ -30,6 +30,7 @@ from cotmi.core import (
 )
 from ..students.methods import METHODS
 from .checks import TRACKERS, brief, check_name, check_names, check_own, check_text, check_trackers
+from .selection import SELECTIONS
 
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
     from cotmi.data.loading import LoadedData
@@ -64,6 +65,10 @@ def _bounds() -> Iterable[str]:
 def _trackers() -> Iterable[str]:
     "The names of the trackers."
     return "none", "all", *TRACKERS
+
+def _selections() -> Iterable[str]:
+    "The ways to pick a checkpoint."
+    return SELECTIONS
 
 # %% ../../nbs/training/04_run_config.ipynb #438ddace
 def _features_of(objective: str) -> Iterable[str]:
@@ -203,9 +208,18 @@ def _check_limits(name: str, value: float, what: str) -> None:
     if name in _BELOW_ONE and not 0 <= value < 1:
         raise ConfigError(f"{what} is {value}; expected 0 to below 1. ({config_help(name)})")
 
+# %% ../../nbs/training/04_run_config.ipynb #b49a736d
+def _check_selection(config: "RunConfig") -> None:
+    "Refuse to pick the checkpoint by rationales that a method does not write."
+    if SELECTIONS[config.select_by].rationales and not METHODS[config.method].writes_rationales:
+        able = ", ".join(name for name, selection in SELECTIONS.items() if not selection.rationales)
+        raise ConfigError(f"select_by is {config.select_by!r}, but method {config.method} writes no rationales. "
+                          f"Allowed with it are {able}.")
+
 # %% ../../nbs/training/04_run_config.ipynb #c5ef4068
 def _check_together(config: "RunConfig") -> None:
     "Refuse combinations that cannot be meant."
+    _check_selection(config)
     usual = all(getattr(config, name) == _default(_fields()[name]) for name in ("objective", "features"))
     compares = METHODS[config.method].mutual_information and not usual # the usual two fit, and need no torch to tell
     if compares and config.features not in (fits := tuple(_features_of(config.objective))):
@@ -308,7 +322,9 @@ class RunConfig:
     max_grad_norm: float = _set(1.0, "Gradients are clipped at this norm.")
     eval_steps: int = _set(250, "Steps between evaluations on valid; the last step is always evaluated.")
     logging_steps: int = _set(25, "Steps between lines of history.jsonl (our choice).")
-    patience: int | None = _set(None, "Stop after this many evaluations without a better valid accuracy.")
+    select_by: str = _set("accuracy", "What of valid picks the checkpoint; of equals the lower loss, then the later.",
+                          _selections)
+    patience: int | None = _set(None, "Stop after so many evaluations without a better select_by; equal is no better.")
     paper_protocol: bool = _set(False, "Log test accuracy at each evaluation, as the authors do; never selects.")
     batching: Literal["length", "random", "sequential"] = _set(
         "length", "Batches of like length (our choice), at random as published, or in file order.")
