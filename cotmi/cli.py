@@ -213,8 +213,8 @@ def _say_judged(run: Run, model: str, report: Any) -> None:
     typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nVerdicts: {run.path / RunFile.VERDICTS}\n"
                f"The mean is test/rationale_judge in {run.path / RunFile.METRICS}, and in `cotmi compare`.")
     if missing := report.summary["examples"] - report.summary["scored"]:
-        raise RunError(f"{missing} of {report.summary['examples']} examples have no score; the same command asks for "
-                       "them again.")
+        raise RunError(f"{missing} of {report.summary['examples']} examples have no score. Give the same command "
+                       "to ask for them again.")
 
 # %% ../nbs/10_cli.ipynb #f24fb744
 @app.command("judge")

@@ -151,7 +151,8 @@ def broken_files() -> Iterator[tuple[str, str, bytes | str]]:
     yield "deep JSON in a line", "x.jsonl", "[" * DEEP + "]" * DEEP + "\n"
     yield "deep JSON in a cell", "x.jsonl", '{"input": ' + "[" * DEEP + "]" * DEEP + ', "label": "1"}\n'
     yield "long number in a line", "x.jsonl", f'{{"input": "a", "label": {LONG}, "rationale": "b"}}\n' * 40
-    yield "long number in a list", "x.json", f'[{{"input": "a", "label": {LONG}, "rationale": "b"}}]'
+    long = f'{{"input": "a", "label": {LONG}, "rationale": "b"}}'
+    yield "long number in a list", "x.json", f"[{', '.join([long] * 40)}]"
     yield "web page", "x.csv", "<!doctype html><html><body>404: not found</body></html>"
     yield "web page .json", "x.json", "<!doctype html><html><body>404: not found</body></html>"
     yield "pointer to a large file", "x.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -729,8 +730,6 @@ def judged_rows() -> Iterator[Bad]:
         "key of half a character": "k\udc80",
     }.items():
         yield Bad("judge", name, here, environ={"COTMI_JUDGE_API_KEY": key})
-    yield Bad("judge", "price that is no number", (*here, "--price-in", "nan"))
-    yield Bad("judge", "infinite price", (*here, "--price-out", "inf"))
     yield Bad("judge", "no endpoint", ("judge", str(RUN)))
     yield Bad("judge", "no model", ("judge", str(RUN), "--base-url", "{url}/good/v1"))
     yield Bad(

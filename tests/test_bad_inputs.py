@@ -23,7 +23,7 @@ from cotmi.training.run_config import RunConfig
 TABLE = bad_inputs()
 ADVICE = re.compile(
     r"\b(expected|allowed|use|set|put|check|try|install|run|choose|remove|give|take|write|make|get|ask|leave|map|wait|add|"
-    r"download|convert|save|mend|open|free|pass|wrap|did you mean|known are|names? them all|needs?|"
+    r"download|convert|save|mend|open|free|pass|wrap|did you mean|known are|names? them all|need(?:s|ed)?|look|looks|rename|copy|"
     r"evaluate|train|cotmi [a-z]+|--[a-z]+)\b",
     re.IGNORECASE,
 )
