@@ -66,6 +66,9 @@ def _by_shape(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:
         if run.status != "complete":
             notes.append(f"{run.path.name} is left out: it is {run.status}.")
             continue
+        if any(isinstance(run.config.get(name), (dict, list)) for name in ("dataset", "method", "seed")):
+            notes.append(f"{run.path.name} is left out: its configuration is not one of a run.")
+            continue
         key = (str(run.config.get("dataset", "")), repr(sorted(_shape(run).items(), key=lambda item: item[0])))
         seeds, seed = groups.setdefault(key, {}), run.config.get("seed")
         if seed in seeds:

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from cotmi.core import (
     TEMPORARY,
+    CotmiError,
     Interval,
     RunError,
     RunFile,
@@ -209,8 +210,9 @@ def read_file(
     try:
         with reading(path, RunError, form.kind):
             return form.read(path, faults), faults
-    except RunError as fault:
-        faults.append(f"{path.name} cannot be read{str(fault).rpartition(' cannot be read')[2]}") # not its whole path
+    except CotmiError as fault:
+        said = str(fault).rpartition(" cannot be read as ")[2] # its whole path is known
+        faults.append(f"{path.name} cannot be read as {said if said != str(fault) else f'{form.kind}: {said}'}")
         return form.empty(), faults
 
 # %% ../../nbs/runs/00_run_files.ipynb #da632a62
