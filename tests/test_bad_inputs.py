@@ -23,10 +23,11 @@ from cotmi.training.run_config import RunConfig
 TABLE = bad_inputs()
 ADVICE = re.compile(
     r"\b(expected|allowed|use|set|put|check|try|install|run|choose|remove|give|take|write|make|get|ask|leave|map|wait|add|"
-    r"download|convert|save|mend|open|free|pass|wrap|did you mean|known are|names? them all|need(?:s|ed)?|look|looks|rename|copy|"
-    r"evaluate|train|cotmi [a-z]+|--[a-z]+)\b",
+    r"download|convert|save|mend|open|free|pass|wrap|evaluate|train|look|looks|rename|copy|need|needs|needed|"
+    r"(?-i:Name)|did you mean|known are|names? them all|cotmi [a-z]+|--[a-z]+)\b",
     re.IGNORECASE,
 )
+PROGRESS = re.compile(r"\d%\||\dit \[\d\d:")
 ANSWERS = {
     "401": (401, "no"),
     "403": (403, "no"),
@@ -108,7 +109,7 @@ def answer(case: Bad, url: str, capsys) -> str:
         cli.main([word.replace("{url}", url) for word in case.words])
     said = capsys.readouterr()
     assert ended.value.code not in (0, None), f"it was taken for good:\n{said.out[-500:]}"
-    told = [line for line in said.err.splitlines() if "%|" not in line and line.strip()]  # apart from progress bars
+    told = [line for line in said.err.splitlines() if line.strip() and not PROGRESS.search(line)]
     assert len(told) == 1 and told[0].startswith("cotmi: "), said.err[-2000:]
     assert "Traceback" not in said.out + said.err
     return told[0].removeprefix("cotmi: ")
