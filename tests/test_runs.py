@@ -102,8 +102,9 @@ def test_resuming_on_other_data_is_refused(tmp_path, report):
     run.fail("power cut")
     start_run(make_config(), tmp_path, report=report).fail("again")
     with pytest.raises(RunError, match="begun with other data"):
-        start_run(make_config(), tmp_path, report=replace(report, notes=("another file",)))
-    start_run(make_config(), tmp_path, report=report).finish({}) # the refusal let the lock go
+        fewer = {**report.splits, "train": replace(report.splits["train"], used=1)}
+        start_run(make_config(), tmp_path, report=replace(report, splits=fewer))
+    start_run(make_config(), tmp_path, report=report).finish({})  # the refusal let the lock go
 
 
 WRITER = """

@@ -74,6 +74,7 @@ EVALUATION = {
     "other data": (RunFile.CONFIG, lambda p: write_json(p, {"values": {**read_json(p)["values"], "demo_size": 70}}),
                    "other data than are in place now"),
     "tokenizer gone": (TOKENIZER, lose_tokenizer, "has no tokenizer"),
+    "tokenizer's file gone": (TOKENIZER, Path.unlink, "has no tokenizer"),
     "tokenizer cut": (TOKENIZER, cut, "no whole student"),
     "tokenizer deep": (TOKENIZER, lambda p: p.write_text("[" * 100_000), "nested too deeply"),
     "weights gone": (WEIGHTS, Path.unlink, "no whole student"),

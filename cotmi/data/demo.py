@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'THINGS', 'OPENINGS', 'LATE_OPENINGS', 'BYSTANDERS', 'CONNECTORS', 'QUESTIONS', 'STEPS', 'RESULTS', 'LARGEST',
-           'DEMO', 'Step', 'make_demo', 'load_demo']
+           'DEMO_VERSION', 'DEMO', 'Step', 'make_demo', 'load_demo']
 
 # %% ../../nbs/data/07_demo.ipynb #f19e3b47
 import random
@@ -14,6 +14,7 @@ from ..core import DataError, check_choice
 from .data_report import Row
 from .dataset import Dataset, LoadOptions, RawData
 from .examples import make_splits
+from .identity import fingerprint_parts
 
 # %% ../../nbs/data/07_demo.ipynb #0504664b
 NAMES = (
@@ -187,5 +188,12 @@ def load_demo(
     files = {"train": rows}
     return RawData(dataset, files, make_splits(files, options), [])
 
+DEMO_VERSION = 1 # goes up when the same arguments give other stories
+
+def _demo_fingerprint(dataset: Dataset, options: LoadOptions) -> str:
+    "The fingerprint of the generator and of what it is asked for."
+    asked = (options.demo_size, options.demo_steps, options.demo_seed, options.demo_difficulty, options.demo_slips)
+    return fingerprint_parts(dataset.name, {"generator": str(DEMO_VERSION), "asked": repr(asked)})
+
 DEMO = Dataset("demo", "Generated stories with true rationales", load_demo, label_kind="number",
-               source="cotmi.data.demo", licence="Apache-2.0")
+               fingerprint=_demo_fingerprint, source="cotmi.data.demo", licence="Apache-2.0")

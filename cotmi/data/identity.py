@@ -8,7 +8,6 @@ __all__ = ['file_digest', 'fingerprint_parts', 'fingerprint_files', 'fingerprint
 # %% ../../nbs/data/04b_identity.ipynb #041507be
 import hashlib
 import json
-import stat
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -17,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import ipc
 
-from ..core import DataError
+from ..core import DataError, reading
 
 # %% ../../nbs/data/04b_identity.ipynb #3ee7f2ef
 def _digest(path: str) -> str:
@@ -36,16 +35,11 @@ def file_digest(
     path: Path, # A regular file
 ) -> str: # 64 hexadecimal digits
     "SHA-256 over the bytes of a file; `DataError` where it cannot be read."
-    try:
-        place = path.resolve(strict=True)
-        status = place.stat()
-        if not stat.S_ISREG(status.st_mode): # a pipe would never end
-            raise DataError(f"{path} is no regular file; give the path of a file that holds rows.")
+    with reading(path, DataError, "a file of rows", "Check the path."):
+        place, status = str(path.resolve()), path.stat()
         stamp = status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev
         settled = time.time_ns() - status.st_mtime_ns > _SETTLED
-        return _kept_digest(str(place), stamp) if settled else _digest(str(place))
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read: {fault.strerror or fault}. Check the path and its permissions.") from fault
+        return _kept_digest(place, stamp) if settled else _digest(place)
 
 # %% ../../nbs/data/04b_identity.ipynb #2189ea17
 def fingerprint_parts(

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core import RunError, RunFile, one_line
 from ..data.data_report import DataReport
+from .run_data import data_place
 from .run_files import FORMATS, evaluation_files, read_file, write_together
 from .run_folder import Run, open_run
 from ..training.run_config import RunConfig, load_run_data, stored_config
@@ -56,7 +57,8 @@ def _check_data(run: Run, data: "LoadedData") -> None:
     if known is None:
         why = faults[0] if faults else f"{RunFile.DATA_REPORT} is missing"
         raise RunError(one_line(f"{run.path} does not say what data it was trained with: {why}. {elsewhere}"))
-    if known.fingerprint != data.fingerprint if known.fingerprint else _counts(known) != _counts(data.report):
+    other = bool(known.fingerprint) and known.fingerprint != data.fingerprint # an older run has none
+    if other or _counts(known) != _counts(data.report):
         raise RunError(one_line(f"{run.path} was trained with other data than are in place now; its results stay as "
                                 f"they are. Put the data back. {elsewhere}"))
 
@@ -117,7 +119,7 @@ def _evaluation_of(run: Run, data: "LoadedData | None", config: RunConfig | None
 
     config = config or _config_of(run)
     student = run.load_student()
-    data = data if data is not None else load_run_data(config)
+    data = data if data is not None else load_run_data(config, data_place(run))
     if checked:
         _check_data(run, data)
     return evaluate_student(student, data, config, progress)

@@ -7,6 +7,7 @@ __all__ = ['evaluate_trained', 'execute']
 
 # %% ../../nbs/runs/04_execution.ipynb #eaa6a2bf
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def execute(
     from cotmi.training.trainer import train  # brings torch and transformers
 
     data = data if data is not None else load_run_data(config)
-    run = start_run(config, out, force, report=data.report)
+    report = replace(data.report, fingerprint=data.fingerprint) # the caller may have changed the examples
+    run = start_run(config, out, force, report=report)
     with run:
         return evaluate_trained(run, train(config, data, run.path, callbacks), data, config)

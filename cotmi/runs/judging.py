@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import RunError, RunFile, read_json
+from ..core import RunError, RunFile, read_json, writing
 from ..data.examples import SEGMENT_SEPARATOR
 from ..llm.judge import Judge, JudgeReport, judge_rationales
 from .run_files import FORMATS, read_file, write_together
@@ -62,7 +62,8 @@ def judge_run(
         if (run.path / RunFile.METRICS).exists():
             read_json(run.path / RunFile.METRICS, RunError) # what cannot be read is not written over
         sample = _drawn(_rationales_of(run), examples, seed)
-        report = judge_rationales(sample.to_dict("records"), judge, run.path / RunFile.VERDICTS, progress)
+        with writing(run.path / RunFile.VERDICTS):
+            report = judge_rationales(sample.to_dict("records"), judge, run.path / RunFile.VERDICTS, progress)
         if _replaces(report.summary, run):
             write_together(run.path, {RunFile.JUDGEMENT: report.summary,
                                       RunFile.METRICS: run.metrics | report.to_dict("test/")})

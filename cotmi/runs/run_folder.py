@@ -7,7 +7,6 @@ __all__ = ['STATUSES', 'has_objective', 'Run', 'list_runs', 'runs_table', 'run_f
            'is_whole', 'start_run', 'open_run', 'mark_failed']
 
 # %% ../../nbs/runs/02_run_folder.ipynb #da592d15
-import json
 import os
 import re
 import shutil
@@ -38,6 +37,7 @@ from cotmi.core import (
 )
 from ..data.data_report import DataReport
 from .environment import environment_record, route_record
+from .run_data import check_same_data, data_record
 from cotmi.runs.run_files import (
     FORMATS,
     RUN_FILES,
@@ -324,12 +324,15 @@ def _slug(text: str) -> str:
 def run_folder(
     config: "RunConfig", # Says which run
     out: str | Path | None = None, # The outputs folder; that of the settings if None
+    report: DataReport | None = None, # On its data; what the configuration names is looked at if None
 ) -> Path: # `<outputs>/<dataset>/<run-id>`; it need not exist
-    "Where the run of a configuration lives."
+    "Where the run of a configuration lives; raises `DataError` where its data are not there."
     out = Path(out) if out is not None else load_settings().path("paths.outputs")
-    name = str(config.dataset)
-    is_file = "/" in name and not name.startswith("hub:") or Path(name).suffix in (".jsonl", ".csv", ".parquet")
-    return out / _slug(Path(name).stem if is_file else name) / config.run_id
+    if report is not None and report.fingerprint:
+        return out / _slug(report.name) / config.run_id_on(report.fingerprint)
+    from cotmi.data.loading import dataset_name  # late: `datasets` takes a second to import
+
+    return out / _slug(dataset_name(config.dataset)) / config.run_id
 
 # %% ../../nbs/runs/02_run_folder.ipynb #05a189f0
 def unfinished_notebook(
@@ -388,16 +391,17 @@ def _clear_place(folder: Path, force: bool) -> bool:
     return complete
 
 # %% ../../nbs/runs/02_run_folder.ipynb #daeb9ee5
-def _check_same_data(run: Run, report: DataReport):
-    "Refuse to resume a run on other data than it began with."
-    begun = any((run.path / name).is_dir() for name in (RunFile.CHECKPOINTS, RunFile.STUDENT))
-    try:
-        before = read_json(run.path / RunFile.DATA_REPORT, RunError) if begun else None
-    except (OSError, RunError):
-        return # missing or cut: nothing to hold against
-    if isinstance(before, dict) and before and before != json.loads(json.dumps(report.to_dict(), default=str)):
-        raise RunError(f"{run.path} was begun with other data (its {RunFile.DATA_REPORT} differs). "
-                       "Put the data back to resume it, or begin anew with --force (force=True in a notebook).")
+_RESUME = "Put its data back to resume it, or begin anew with --force (force=True in a notebook)."
+
+def _check_resumable(run: Run, report: DataReport):
+    "Refuse to resume a run on other data than it began with, or on another part of them."
+    before = run.report
+    if before is None or not any((run.path / name).is_dir() for name in (RunFile.CHECKPOINTS, RunFile.STUDENT)):
+        return # nothing to hold against, or nothing to go on from
+    check_same_data(run, report, _RESUME)
+    used, now = ({split: part.used for split, part in known.splits.items()} for known in (before, report))
+    if used != now:
+        raise RunError(f"{run.path} was begun with other data: it used {used} examples, now there are {now}. {_RESUME}")
 
 def _environments(run: Run) -> dict[str, Any]:
     "environment.json of this start; the starts before it stand under `earlier`."
@@ -420,17 +424,18 @@ def _taken_up(folder: Path, lock: FileLock, report: DataReport | None) -> Run:
     "A complete run, open and untouched."
     run = Run(folder)
     if report is not None:
-        _check_same_data(run, report)
+        _check_resumable(run, report)
     run._lock = lock
     return run
 
-# %% ../../nbs/runs/02_run_folder.ipynb #18914470
+# %% ../../nbs/runs/02_run_folder.ipynb #61428ca9
 def _put_back(folder: Path):
     "Undo a forced start that failed: the complete run that it was to replace stands in its place again."
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError): # where even that is refused it waits where it is
         _aside(folder).rename(folder)
 
+# %% ../../nbs/runs/02_run_folder.ipynb #18914470
 def start_run(
     config: "RunConfig", # Says which run
     out: str | Path | None = None, # The outputs folder; that of the settings if None
@@ -438,7 +443,7 @@ def start_run(
     report: DataReport | None = None, # Of the data that the run will use
 ) -> Run: # Open for writing, status running
     "Begin the run of a configuration, or resume an incomplete one; raises `RunError` where one is in the way."
-    folder = run_folder(config, out)
+    folder = run_folder(config, out, report)
     if _rank():
         return _join_run(folder)
     check_ready(config)
@@ -455,9 +460,10 @@ def start_run(
         run = Run(folder)
         run._lock = lock
         if report is not None:
-            _check_same_data(run, report)
+            _check_resumable(run, report)
             run.write(RunFile.DATA_REPORT, report.to_dict())
-        run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources)})
+        run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources),
+                                   "data": data_record(config, report)})
         run.write(RunFile.ENVIRONMENT, _environments(run))
         run.write(RunFile.METRICS, {"status": "running"})
     except BaseException:

@@ -8,6 +8,7 @@ __all__ = ['load_student']
 # %% ../../nbs/students/10_loading.ipynb #3e73f663
 import os
 from collections.abc import Iterable
+from typing import cast
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +20,14 @@ from .student import Student, family_for
 # %% ../../nbs/students/10_loading.ipynb #8388320e
 _CONVERTERS = ("sentencepiece", "protobuf", "tiktoken") # packages that read a tokenizer's older forms
 
+_NO_TOKENIZER = ("The student {} has no tokenizer: none of {} is there. Save it beside the model, with "
+                 "tokenizer.save_pretrained.")
+
+def _tokenizer_files(name: str) -> list[str]:
+    "The files of a folder that a tokenizer may be read from."
+    return [file for file in os.listdir(name) if file == "tokenizer.json" or file.startswith(("vocab", "added_tokens"))
+            or file.endswith((".model", ".spm"))]
+
 def _called(name: str) -> str:
     "A student's name as a message can hold it."
     return one_line(name, 100)
@@ -26,6 +35,8 @@ def _called(name: str) -> str:
 def _student_advice(name: str, fault: Exception) -> str:
     "What went wrong while loading a student, and what to do."
     reason = one_line(fault, 110) or type(fault).__name__
+    if "tokenizer" in str(fault) and os.path.isfile(os.path.join(name, "config.json")) and not _tokenizer_files(name):
+        return _NO_TOKENIZER.format(_called(name), "tokenizer.json")
     if isinstance(fault, ImportError) or " installed" in str(fault):
         needed = [package for package in _CONVERTERS if package in str(fault)] or _CONVERTERS
         return (f"{_called(name)} needs a package that is not installed ({reason}). Install it with: pip install "
@@ -54,11 +65,10 @@ def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     "Refuse a tokenizer that was made from nothing, or that is of another model."
     files = [*dict.fromkeys(tokenizer.vocab_files_names.values())]
     if files and _has_file(name, "config.json") and not any(_has_file(name, file) for file in files):
-        raise StudentError(f"The student {_called(name)} has no tokenizer: none of {', '.join(files)} is there. "
-                           "Save it beside the model, with tokenizer.save_pretrained.")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
-                           f"{model.get_input_embeddings().num_embeddings}. They do not belong together.")
+        raise StudentError(_NO_TOKENIZER.format(_called(name), ", ".join(files)))
+    if len(tokenizer) > (embedded := cast(int, model.get_input_embeddings().num_embeddings)):
+        raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds {embedded}. "
+                           "They do not belong together.")
 
 # %% ../../nbs/students/10_loading.ipynb #d74497df
 def load_student(
