@@ -283,11 +283,11 @@ def test_command_is_recorded(monkeypatch):
     monkeypatch.setattr(cli, "run_experiment", lambda path, parameters, config, out, command: seen.append(command))
     monkeypatch.setattr(cli, "_show_run", lambda run: None)
     monkeypatch.setattr(cli, "Run", lambda folder: None)
-    monkeypatch.setattr(sys, "argv", ["cotmi", "run", "demo", "-p", "seed", "77", "-p", "columns", '{"a": "b"}'])
+    monkeypatch.setattr(sys, "argv", ["cotmi", "run", "demo", "-p", "seed", "77", "-p", "student", "my student"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert seen == ["""cotmi run demo -p seed 77 -p columns '{"a": "b"}'"""]
+    assert seen == ["cotmi run demo -p seed 77 -p student 'my student'"]
 
 
 def test_run_folder_is_known_in_advance(tmp_path):

@@ -35,7 +35,8 @@ def _add_seeds(tables: ComparisonTables, figure: go.Figure, metric: str, column:
     "The figure of each seed, where they are too few for an interval."
     dataset, factor = tables.datasets[column - 1], get_metric(metric).factor
     part = tables.table[(tables.table.dataset == dataset) & (tables.table.metric == metric)]
-    marks = [(factor * x, row.method) for row in part.itertuples() if row.basis == Basis.RANGE for x in row.seed_values]
+    few = part.loc[part.basis == Basis.RANGE].to_dict("records")
+    marks = [(factor * x, row["method"]) for row in few for x in row["seed_values"]]
     if marks:
         figure.add_scatter(x=[x for x, _ in marks], y=[name for _, name in marks], mode="markers", name="each seed",
                            showlegend=column == 1, marker={"size": 9, "symbol": "line-ns-open", "color": "#0072b2"},

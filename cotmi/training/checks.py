@@ -86,7 +86,8 @@ def check_trackers(
     wanted = [name for name in names.split(",") if name not in ("none", "all")]
     if not wanted:
         return
-    from transformers.integrations import get_available_reporting_integrations  # seconds, and few want a tracker
+    # late: takes seconds, and few want a tracker
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
 
     if missing := [name for name in wanted if name not in get_available_reporting_integrations()]:
         packages = " ".join(f"'{TRACKERS.get(name, name)}'" for name in missing)

@@ -155,7 +155,7 @@ def _usable(name: str, typed: Any, what: str) -> Any:
         check_text(what, text or "", is_name=name in _NAMES)
     if (names := declared.metadata["names"]) and typed != declared.default:
         check = check_names if declared.metadata["several"] else check_name
-        return check(what, typed, names(), declared.metadata["own"], config_help(name))
+        return check(what, str(typed), names(), declared.metadata["own"], config_help(name))
     return typed
 
 # %% ../../nbs/training/04_run_config.ipynb #4cd1b952
