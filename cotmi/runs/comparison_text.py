@@ -101,7 +101,7 @@ def _accuracy_rows(tables: ComparisonTables, style: str) -> list[list[str]]:
     names = {**tables.methods, **{method: method for method in alone}}
     rows = [_accuracy_row(tables, name, names[name], style) for name in sorted(names, key=_order)]
     for name in ("majority", "teacher"):
-        values = {d: tables.baseline(d)[name] for d in tables.datasets}
+        values = {d: float(tables.baseline(d).loc[name]) for d in tables.datasets}
         rows.append([name, *(c for d, v in values.items() for c in (_decimals(v, _ACCURACY), *[""] * (d in known)))])
     return [header, *rows]
 
