@@ -152,7 +152,7 @@ def _check_judge(judge: "Judge"):
                          "`cotmi judge` takes --base-url and --model too.")
     for name, least in (("max_calls", 0), ("attempts", 1), ("workers", 1)):
         if getattr(judge, name) < least:
-            raise JudgeError(f"The judge's {name} is {getattr(judge, name)}; expected at least {least}.")
+            raise JudgeError(f"The judge's {name} is {getattr(judge, name)}; at least {least} is needed.")
 
 # %% ../../nbs/llm/00_judge.ipynb #2877f3b2
 @dataclass
