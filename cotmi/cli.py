@@ -43,7 +43,7 @@ from cotmi.runs.experiments import (
 )
 from .runs.results import results_table
 from .runs.run_folder import Run, is_whole, list_runs, run_folder, runs_table
-from .runs.sweep import plan_run, run_sweep, sweep_points
+from .runs.sweep import MAX_RUNS, plan_run, run_sweep, sweep_points
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
 # %% ../nbs/10_cli.ipynb #bf8ace20
@@ -198,7 +198,7 @@ def compare_command(
     from cotmi.runs.comparison import compare_runs  # late: statistics that only this command needs
 
     if markdown + latex + csv > 1:
-        raise ConfigError("--markdown, --latex and --csv exclude each other.")
+        raise ConfigError("--markdown, --latex and --csv exclude each other. Give one of them.")
     places = folders or [load_settings().path("paths.outputs")]
     runs = {r.path.resolve(): r for folder in places for r in list_runs(folder)}
     comparison = compare_runs(list(runs.values()))
@@ -224,8 +224,8 @@ def _say_judged(run: Run, model: str, report: Any) -> None:
     typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nVerdicts: {run.path / RunFile.VERDICTS}\n"
                f"The mean is test/rationale_judge in {run.path / RunFile.METRICS}, and in `cotmi compare`.")
     if missing := report.summary["examples"] - report.summary["scored"]:
-        raise RunError(f"{missing} of {report.summary['examples']} examples have no score; the same command asks for "
-                       "them again.")
+        raise RunError(f"{missing} of {report.summary['examples']} examples have no score. Give the same command "
+                       "to ask for them again.")
 
 # %% ../nbs/10_cli.ipynb #f24fb744
 @app.command("judge")
@@ -307,9 +307,10 @@ def sweep_command(
     out: _Out = None, force: _Force = False,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; each gets its share of the cores.")] = 1,
     dry: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
+    max_runs: Annotated[int, typer.Option(min=1, help="Refuse a file that stands for more runs.")] = MAX_RUNS,
 ) -> None:
     "Run a grid of parameters: complete runs are skipped, and one that fails does not stop the others."
-    name, points = sweep_points(file)
+    name, points = sweep_points(file, max_runs)
     path = find_experiment(name)
     defaults = experiment_parameters(path)
     planned = {p.folder: p for p in (plan_run(path, defaults, point, out) for point in points)}

@@ -68,11 +68,12 @@ def import_named(
         raise error(f"{what} is {path!r}; expected package.module:attribute, as in my_project.critics:Mine.")
     try:
         holder = import_module(module)
-    except ImportError as fault:
-        raise error(f"{what} is {path!r}, and importing {module} fails: {fault}. Install it, or put its folder on "
-                    "PYTHONPATH.") from fault
+    except (Exception, SystemExit) as fault: # the user's own code runs here, and may raise anything
+        raise error(f"{what} is {path!r}, and importing {module} fails: {type(fault).__name__}: {fault}. Install it, "
+                    "put its folder on PYTHONPATH, or mend it.") from fault
     if not hasattr(holder, attribute):
-        raise error(f"{what} is {path!r}, and {module} has no {attribute!r}.{nearest(attribute, vars(holder))}")
+        raise error(f"{what} is {path!r}, and {module} has no {attribute!r}.{nearest(attribute, vars(holder))} Give "
+                    "the name of something that it defines.")
     return getattr(holder, attribute)
 
 # %% ../nbs/00_core.ipynb #45a48187

@@ -18,7 +18,8 @@ from pathlib import Path
 
 # %% ../nbs/00_errors.ipynb #2fd22cec
 class CotmiError(Exception):
-    "An error that the user can put right; its message says how."
+    "An error that the user can put right; its message says how, on one line."
+    def __str__(self) -> str: return _both_ends(one_line(super().__str__(), 1_000_000))
 class SettingsError(CotmiError):
     "A value in settings.ini or in a COTMI_ environment variable is unknown or ill-typed."
 class ConfigError(CotmiError):
@@ -44,6 +45,10 @@ def one_line(
     "A text as a message can hold it."
     line = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
     return line if len(line) <= most else line[:most - 1].rstrip() + "…"
+
+def _both_ends(line: str, most: int = 400) -> str:
+    "A message without its middle where it is longer: it begins with what was got and ends with what to do next."
+    return line if len(line) <= most else f"{line[:most - 153].rstrip()} … {line[-150:].lstrip()}"
 
 def _shown(path: str | Path, most: int = 140) -> str:
     "A path as a message can hold it."

@@ -54,7 +54,7 @@ def refused(answer: tuple[int, str, str], *texts: str):
     (["-p", "method", "dds"], ["method is 'dds'", "Did you mean 'dss'?"]),
     (["-p", "objective", "papermasked"], ["paper-masked"]),
     (["-p", "alpha", "2"], ["alpha is 2.0; expected 0 to 1"]),
-    (["-p", "batch_size", "0"], ["batch_size is 0; expected at least 1"]),
+    (["-p", "batch_size", "0"], ["batch_size is 0; expected 1 to 100,000"]),
     (["-p", "features", "encoder"], ["features", "vocab"]),
     (["-p", "seed", "1", "-p", "seed", "2"], ["seed is given twice"]),
     (["-p", "overrides", "{}"], ["No parameter 'overrides'"]),
@@ -116,12 +116,14 @@ def test_precedence(monkeypatch, tmp_path):
 def test_any_parameter_can_be_a_setting(cotmi, monkeypatch, tmp_path):
     "Whatever RunConfig knows, typed as it says; `cotmi parameters` tells where each value comes from."
     (tmp_path / "settings.ini").write_text("[train]\nbf16 = yes\npatience = none\ncolumns = {\"input\": \"q\"}\n"
-                                           "objective = mine.objectives:matched\ntokens_per_batch = 900\n")
+                                           "objective = matching:matched\ntokens_per_batch = 900\n")
+    (tmp_path / "matching.py").write_text("from cotmi.training.objectives import Objective\n"
+                                          "matched = Objective('matched', 'Matched', lambda z, v: z.sum())\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COTMI_TRAIN_CRITIC", "concat")
     config = planned("svamp")
     assert (config.bf16, config.patience, config.columns) == (True, None, {"input": "q"})
-    assert (config.objective, config.critic) == ("mine.objectives:matched", "concat")
+    assert (config.objective, config.critic) == ("matching:matched", "concat")
     code, out, _ = cotmi("parameters")
     assert code == 0 and f"[900, from {tmp_path / 'settings.ini'}]" in out
     assert "[concat, from environment COTMI_TRAIN_CRITIC]" in out and "int [64]" in out
@@ -132,7 +134,7 @@ def test_any_parameter_can_be_a_setting(cotmi, monkeypatch, tmp_path):
     ("SOURCES", "{}", "COTMI_TRAIN_SOURCES"),
     ("METHOD", "dds", "train.method in environment COTMI_TRAIN_METHOD is 'dds'"),
     ("CRITIC", "my module:deep", "or your own as package.module:attribute"),
-    ("ALPHA", "2", "alpha is 2.0; expected 0 to 1"),
+    ("ALPHA", "2", "train.alpha in environment COTMI_TRAIN_ALPHA is 2.0; expected 0 to 1"),
 ])
 def test_settings_are_refused_before_anything_runs(cotmi, monkeypatch, name, text, said):
     monkeypatch.setenv(f"COTMI_TRAIN_{name}", text)
@@ -231,7 +233,7 @@ def test_missing_data_names_file_place_and_command(cotmi, monkeypatch, tmp_path)
     ("experiment: demo\ngrid: {seed: 0}", "expected a list"),
     ("experiment: demo\ngrid: {sed: [0]}", "Did you mean 'seed'?"),
     ("experiment: demo\ngrid: {seed: [a]}", "seed is 'a'; expected int"),
-    ("experiment: [demo", "not valid YAML"),
+    ("experiment: [demo", "cannot be read as YAML"),
     ("- demo", "holds no mapping"),
     ("experiment: demo\nruns: [3]", "a run is 3"),
     ("experiment: dmeo", "Did you mean 'demo'?"),
@@ -240,7 +242,7 @@ def test_sweep_files(cotmi, tmp_path, text, said):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
     refused(cotmi("sweep", str(path)), said)
-    refused(cotmi("sweep", str(tmp_path / "gone.yaml")), "cannot be read")
+    refused(cotmi("sweep", str(tmp_path / "gone.yaml")), "does not exist")
 
 
 def test_sweep_skips_what_is_complete(cotmi, tmp_path, monkeypatch, finished):
@@ -281,11 +283,11 @@ def test_command_is_recorded(monkeypatch):
     monkeypatch.setattr(cli, "run_experiment", lambda path, parameters, config, out, command: seen.append(command))
     monkeypatch.setattr(cli, "_show_run", lambda run: None)
     monkeypatch.setattr(cli, "Run", lambda folder: None)
-    monkeypatch.setattr(sys, "argv", ["cotmi", "run", "demo", "-p", "seed", "77", "-p", "columns", '{"a": "b"}'])
+    monkeypatch.setattr(sys, "argv", ["cotmi", "run", "demo", "-p", "seed", "77", "-p", "student", "my student"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert seen == ["""cotmi run demo -p seed 77 -p columns '{"a": "b"}'"""]
+    assert seen == ["cotmi run demo -p seed 77 -p student 'my student'"]
 
 
 def test_run_folder_is_known_in_advance(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from cotmi import compare_runs as at_the_top
 from cotmi.core import RunError, write_json
 from cotmi.evaluation.metrics import COMPARED
-from cotmi.evaluation.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap, seed_interval
+from cotmi.evaluation.statistics import compare_methods, holm, mcnemar_exact, paired_bootstrap
 from cotmi.runs.comparison import compare_runs
 from cotmi.runs.comparison_tables import compare_pair
 from cotmi.runs.grouping import group_runs
@@ -64,7 +64,8 @@ def test_the_table_holds_means_over_seeds(runs):
                     if r.config["dataset"] == dataset and r.config["method"] == method]
             row = found.table[(found.table.dataset == dataset) & found.table.method.str.startswith(method)
                               & (found.table.metric == "test/accuracy")].iloc[0]
-            assert (row.value, row.low, row.high) == pytest.approx(tuple(seed_interval(mine))) and row.seeds == 3
+            assert (row.value, row.low, row.high) == pytest.approx((np.mean(mine), min(mine), max(mine)))
+            assert (row.seeds, row.basis, list(row.seed_values)) == (3, "range of seeds", mine)
 
 
 def test_bold_only_where_the_difference_holds(runs):
@@ -159,8 +160,9 @@ def test_seeds_that_agree_are_no_certainty(mute):
     difference = found.pairs[found.pairs.metric == "test/accuracy"].iloc[0]
     assert difference.p_value == 1 and difference.low < 0 < difference.high
     lines = {x.split("|")[1].strip(): x for x in found.to_markdown().splitlines() if x.startswith("|")}
-    assert "0.0 [0.0, 0.6] (3)" in lines["accuracy (%)"] and "0.0 [0.0, 0.6] (3)" in lines["valid labels (%)"]
-    assert "0.0 ± – (3) †" in lines["ECE (%)"] # no share, and no spread
+    assert "0.0 [0.0, 0.6] (3 seeds)" in lines["accuracy (%)"]
+    assert "0.0 [0.0, 0.6] (3 seeds)" in lines["valid labels (%)"]
+    assert "0.0 (3 seeds) †" in lines["ECE (%)"] # no share, and no spread
     assert "| 6.90 " in lines["ceiling of I(Z;V) (nats)"] # known, not estimated
 
 
@@ -268,7 +270,9 @@ def test_figure_and_files(runs, tmp_path):
     assert np.allclose(ours[0].x, 100 * part.value)
     assert np.allclose(ours[0].error_x.array, 100 * (part.high - part.value))
     assert list(ours[0].marker.symbol) == ["circle", "circle", "star"]
-    assert len(found.figure("test/mi").data) == 2 # no published figures of it
+    assert [t.name for t in found.figure("test/mi").data] == ["ours", "each seed"] * 2 # no published figures of it
+    seeds = [t for t in figure.data if t.name == "each seed"]
+    assert len(seeds[0].x) == 9 and set(seeds[0].y) == set(ours[0].y) # three are too few for an interval
     with pytest.raises(RunError, match="Did you mean 'test/accuracy'"):
         found.figure("test/acuracy")
     found.save(tmp_path / "out")

@@ -3,9 +3,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from hypothesis import given, settings, strategies
+from scipy import special, stats
 
 from cotmi.core import EstimationError
+from cotmi.evaluation.metrics import METRICS
 from cotmi.evaluation.statistics import (
     _resampled_means,
     association,
@@ -156,6 +158,65 @@ def test_seeds_that_agree_are_no_certainty(method):
         assert found == pytest.approx((right / 120, exact.low, exact.high))
     assert seed_interval([0, 0, 0], examples=120).low == 0 and seed_interval([1, 1], examples=120).high == 1
     assert seed_interval([0.5, 0.6], method, examples=10) == seed_interval([0.5, 0.6], method) # only where seeds agree
+
+
+def test_few_seeds_have_a_range_and_no_interval():
+    for method in ("t", "bootstrap"):
+        assert seed_interval([0.02, 0.9], method, span=(0, 1)) == pytest.approx((0.46, 0.02, 0.9))
+        assert seed_interval([0.1, 0.4, 0.2], method) == pytest.approx((0.7 / 3, 0.1, 0.4))
+
+
+def delta_interval(values, low=0.0, high=1.0):
+    "Student's interval on the logit scale, its standard error by the delta method, written out."
+    share = (np.mean(values) - low) / (high - low)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) / (high - low) / (share * (1 - share))
+    return [low + (high - low) * special.expit(special.logit(share) + sign * half) for sign in (-1, 1)]
+
+
+def test_interval_over_seeds_on_the_scale_of_the_measure():
+    values = [0.02, 0.05, 0.11, 0.03]
+    assert seed_interval(values, span=(0, 1))[1:] == pytest.approx(delta_interval(values))
+    marks = [1.2, 1.4, 1.1, 2.5, 1.9]
+    assert seed_interval(marks, span=(1, 5))[1:] == pytest.approx(delta_interval(marks, 1, 5))
+    half = stats.t.ppf(0.975, 3) * stats.sem(values) / np.mean(values)
+    found = seed_interval(values, span=(0, math.inf))
+    assert (math.log(found.low), math.log(found.high)) == pytest.approx(
+        (math.log(np.mean(values)) - half, math.log(np.mean(values)) + half))
+    middle = [0.5, 0.51, 0.49, 0.5, 0.502] # far from both ends it is the plain one
+    assert seed_interval(middle, span=(0, 1)) == pytest.approx(seed_interval(middle), abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", [m for m in METRICS if m.span != (-math.inf, math.inf)], ids=lambda m: m.key)
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(data=strategies.data())
+def test_no_interval_leaves_the_range_of_its_measure(metric, data):
+    low, high = metric.span
+    values = data.draw(strategies.lists(strategies.floats(low, min(high, 1e12)), min_size=1, max_size=8))
+    method = data.draw(strategies.sampled_from(["t", "bootstrap"]))
+    found = seed_interval(values, method, span=metric.span)
+    ends = [end for end in (found.low, found.high) if not math.isnan(end)]
+    assert all(low <= end <= high for end in ends), found
+    if ends and len(set(values)) > 1:
+        assert found.low <= found.value * (1 + 1e-9) + 1e-12 and found.value <= found.high * (1 + 1e-9) + 1e-12
+
+
+@given(data=strategies.data())
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_no_difference_of_shares_leaves_its_range(data):
+    n = data.draw(strategies.integers(1, 6))
+    rows = strategies.lists(strategies.lists(strategies.floats(0, 1), min_size=n, max_size=n), min_size=1, max_size=4)
+    found = compare_methods(data.draw(rows), data.draw(rows))
+    assert math.isnan(found.low) or -1 <= found.low <= found.high <= 1
+
+
+@pytest.mark.parametrize("mean, spread", [(0.05, 100), (0.5, 20), (0.9, 100), (0.98, 100)])
+@pytest.mark.parametrize("seeds", [4, 5, 10])
+def test_interval_over_seeds_covers(mean, spread, seeds):
+    "Students that are right with a chance of their own, on 200 examples each: 95 of 100 intervals hold the mean."
+    rng = np.random.default_rng(0)
+    right = rng.binomial(200, rng.beta(mean * spread, (1 - mean) * spread, (1000, seeds))) / 200
+    covered = [low <= mean <= high for _, low, high in (seed_interval(row, examples=200, span=(0, 1)) for row in right)]
+    assert 0.93 <= np.mean(covered) <= 0.99
 
 
 @pytest.mark.parametrize("scores, value, p", [((0, 0), 0, 1), ((1, 1), 0, 1), ((1, 0), 1, 2 * 0.5**80)])

@@ -35,10 +35,12 @@ LATE = {
     ("dashboards.playground", "training.run_config"): "only a loaded student needs it",
     ("runs.comparison", "runs.comparison_figure"): EXTRA,
     ("runs.evaluating", "evaluation.evaluator"): TORCH, ("runs.execution", "evaluation.evaluator"): TORCH,
-    ("runs.execution", "training.trainer"): TORCH, ("runs.run_folder", "students.loading"): TORCH,
+    ("runs.execution", "training.trackers"): TORCH, ("runs.execution", "training.trainer"): TORCH,
+    ("runs.run_folder", "students.loading"): TORCH,
     ("runs.run_folder", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "data.loading"): "datasets takes a second to import",
-    ("training.run_config", "information.critics"): TORCH, ("training.run_config", "training.objectives"): TORCH,
+    ("training.run_config", "information.bounds"): TORCH, ("training.run_config", "information.critics"): TORCH,
+    ("training.run_config", "training.objectives"): TORCH,
 }
 
 

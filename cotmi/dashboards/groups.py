@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import Interval
 from .figures import COLOURS, METHOD_COLOURS, PALETTE
 from .words import method_name
-from ..runs.grouping import Group, group_runs, over_seeds
+from ..runs.grouping import Basis, Group, basis_over_seeds, group_runs, over_seeds
 from ..runs.run_folder import Run
 
 # %% ../../nbs/dashboards/23_groups.ipynb #3374b248
@@ -75,10 +75,12 @@ def group_colours(
 
 # %% ../../nbs/dashboards/23_groups.ipynb #5a3aa530
 def _seed_mean_row(name: str, mean: Interval, values: list[float]) -> dict:
-    "The mean of a group, with Student's interval over seeds."
-    agree = len(set(values)) == 1
+    "The mean of a group, with its interval over seeds, or the range of few."
+    basis = basis_over_seeds(values)
+    note = {Basis.EXAMPLES: "all seeds agree", Basis.RANGE: "range of the seeds, no interval",
+            Basis.SEEDS: "interval over seeds"}[basis]
     return {"label": f"{name}: mean of {len(values)}", "value": mean.value, "low": mean.low, "high": mean.high,
-            "hollow": False, "note": "all seeds agree" if agree else "interval over seeds"}
+            "hollow": False, "note": note}
 
 # %% ../../nbs/dashboards/23_groups.ipynb #17e6b6e8
 def _run_row(name: str, run: Run, value: Interval, hollow: bool) -> dict:

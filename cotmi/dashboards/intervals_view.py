@@ -15,12 +15,13 @@ from .layout import card, grid, stack, toolbar
 from .markup import remark
 from .view import View, watch
 from ..evaluation.metrics import get_metric
+from ..evaluation.statistics import FEW_SEEDS
 from ..runs.grouping import CAUTION, group_runs, hardly_answers
 
 # %% ../../nbs/dashboards/26_intervals_view.ipynb #718c0601
 _BESIDE = ("test/ece", "test/nll", "test/rationale_rouge_l", "test/faithful", "test/mi") # Choices beside accuracy
-_NOTE = ("Filled: the mean of a group, with Student's 95 % interval over seeds. Open: one run, with its interval over "
-         "test examples.")
+_NOTE = (f"Filled: the mean of a group, with its 95 % interval over seeds; of fewer than {FEW_SEEDS} seeds with their "
+         "range, which is no interval. Open: one run, with its interval over test examples.")
 
 # %% ../../nbs/dashboards/26_intervals_view.ipynb #a2b45512
 class IntervalsView(View):

@@ -44,7 +44,7 @@ def _check_options(name: str, dataset: Dataset, options: LoadOptions) -> None:
         raise DataError(f"{' and '.join(given)} can be said of your own data only; the form of {name} is known.")
     if options.augment and not dataset.augmented_by:
         pairs = [f"{d.augmented_by.title.partition(':')[0]} to {d.name}" for d in DATASETS.values() if d.augmented_by]
-        raise DataError(f"augment=True adds {', '.join(pairs)}; {name} has nothing to be augmented by.")
+        raise DataError(f"augment=True adds {', '.join(pairs)}; {name} has nothing to be augmented by. Leave it out.")
 
 # %% ../../nbs/data/10_loading.ipynb #4e736d9b
 def _load(name: str, options: LoadOptions) -> LoadedData:

@@ -134,7 +134,7 @@ def calibration_interval(
     confidence, correct = _outcomes(confidence, correct)
     errors = _resampled_errors(correct - confidence, _bin_of(confidence, bins, kind), bins, resamples, seed)
     low, high = np.quantile(errors - errors.mean() + value, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, max(0.0, float(low)), float(high))
+    return Interval(value, max(0.0, float(low)), min(1.0, float(high)))
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #2eb3b06d
 def brier_scores(

@@ -6,6 +6,7 @@
 __all__ = ['METRICS', 'COMPARED', 'Metric', 'get_metric', 'metrics_table']
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #745037e2
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,6 +25,7 @@ class Metric:
     share_of: tuple[str, ...] = () # Figures whose product is the number of examples that it is a share of
     long: str = "" # In sentences, menus and tiles; the title if empty
     compared: bool = True # Whether it is a column of the comparison of methods
+    span: tuple[float, float] = (-math.inf, math.inf) # Least and largest value that it can have
 
     @property
     def factor(self) -> int:
@@ -39,34 +41,39 @@ class Metric:
         return self.long or self.title
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #c3299950
+_SHARE, _SIGNED = (0, 1), (-1, 1) # what shares and correlations cannot leave
+
 METRICS = (
-    Metric("test/accuracy", "accuracy", "%", "higher", "correct", share_of=("test/examples",), long="test accuracy"),
-    Metric("valid/accuracy", "valid accuracy", "%", "higher", compared=False),
-    Metric("test/valid_label", "valid labels", "%", share_of=("test/examples",)),
-    Metric("test/ece", "ECE", "%", "lower", sureness=True, long="calibration error (ECE)"),
-    Metric("test/ece_scaled", "ECE scaled", "%", "lower", sureness=True, long="calibration error, scaled"),
+    Metric("test/accuracy", "accuracy", "%", "higher", "correct", share_of=("test/examples",), long="test accuracy",
+           span=_SHARE),
+    Metric("valid/accuracy", "valid accuracy", "%", "higher", compared=False, span=_SHARE),
+    Metric("test/valid_label", "valid labels", "%", share_of=("test/examples",), span=_SHARE),
+    Metric("test/ece", "ECE", "%", "lower", sureness=True, long="calibration error (ECE)", span=_SHARE),
+    Metric("test/ece_scaled", "ECE scaled", "%", "lower", sureness=True, long="calibration error, scaled", span=_SHARE),
     Metric("test/ece_mass", "ECE, equal mass", "%", "lower", sureness=True, compared=False,
-           long="calibration error, bins of equal mass"),
-    Metric("test/ece_floor", "ECE by chance", "%", compared=False, long="calibration error by sampling alone"),
-    Metric("test/mce", "MCE", "%", "lower", sureness=True, compared=False, long="largest calibration error of a bin"),
-    Metric("test/brier", "Brier score", "", "lower", sureness=True, compared=False),
-    Metric("test/nll", "NLL", "nats", "lower", sureness=True, long="negative log-likelihood"),
-    Metric("test/risk_coverage", "AURC", "", "lower", compared=False,
-           long="area under risk and coverage"),
-    Metric("test/rationale_bleu", "BLEU", "", "higher", long="rationale BLEU"),
-    Metric("test/rationale_rouge_l", "ROUGE-L", "%", "higher", "rationale_rouge_l", long="rationale ROUGE-L"),
-    Metric("test/rationale_cosine", "cosine", "", "higher", "rationale_cosine", long="rationale cosine"),
-    Metric("test/rationale_judge", "judge, 1–5", "", "higher", long="rationale by the judge, 1–5"),
-    Metric("test/faithful", "faithfulness", "%", "higher", "faithful",
-           share_of=("test/examples", "test/faithful_decided"), long="faithful rationales"),
-    Metric("test/faithful_decided", "rationales that reach an answer", "%"),
+           long="calibration error, bins of equal mass", span=_SHARE),
+    Metric("test/ece_floor", "ECE by chance", "%", compared=False, long="calibration error by sampling alone",
+           span=_SHARE),
+    Metric("test/mce", "MCE", "%", "lower", sureness=True, compared=False, long="largest calibration error of a bin",
+           span=_SHARE),
+    Metric("test/brier", "Brier score", "", "lower", sureness=True, compared=False, span=(0, 2)),
+    Metric("test/nll", "NLL", "nats", "lower", sureness=True, long="negative log-likelihood", span=(0, math.inf)),
+    Metric("test/risk_coverage", "AURC", "", "lower", compared=False, long="area under risk and coverage", span=_SHARE),
+    Metric("test/rationale_bleu", "BLEU", "", "higher", long="rationale BLEU", span=(0, 100)),
+    Metric("test/rationale_rouge_l", "ROUGE-L", "%", "higher", "rationale_rouge_l", long="rationale ROUGE-L",
+           span=_SHARE),
+    Metric("test/rationale_cosine", "cosine", "", "higher", "rationale_cosine", long="rationale cosine", span=_SIGNED),
+    Metric("test/rationale_judge", "judge, 1–5", "", "higher", long="rationale by the judge, 1–5", span=(1, 5)),
+    Metric("test/faithful", "faithfulness", "%", "higher", "faithful", share_of=("test/examples",
+           "test/faithful_decided"), long="faithful rationales", span=_SHARE),
+    Metric("test/faithful_decided", "rationales that reach an answer", "%", span=_SHARE),
     Metric("test/rationale_effect", "rationale effect", "nats"),
-    Metric("test/rouge_l_vs_correct_spearman", "ROUGE-L and right label, Spearman"),
+    Metric("test/rouge_l_vs_correct_spearman", "ROUGE-L and right label, Spearman", span=_SIGNED),
     Metric("test/mi", "I(Z;V)", "nats", long="held-out Î(Z;V)"),
-    Metric("test/mi_ceiling", "ceiling of I(Z;V)", "nats", exact=True),
-    Metric("test/correlation_pearson", "Z and V, Pearson"),
-    Metric("test/correlation_cka", "Z and V, CKA"),
-    Metric("test/correlation_dcor", "Z and V, distance correlation"),
+    Metric("test/mi_ceiling", "ceiling of I(Z;V)", "nats", exact=True, span=(0, math.inf)),
+    Metric("test/correlation_pearson", "Z and V, Pearson", span=_SIGNED),
+    Metric("test/correlation_cka", "Z and V, CKA", span=_SHARE),
+    Metric("test/correlation_dcor", "Z and V, distance correlation", span=_SHARE),
 )
 
 COMPARED = tuple(m for m in METRICS if m.compared)

@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from ..core import RunError, check_choice
 from ..evaluation.metrics import get_metric
 from .comparison_tables import ComparisonTables
+from .grouping import Basis
 
 # %% ../../nbs/runs/14_comparison_figure.ipynb #40c754f0
 def _add_ours(tables: ComparisonTables, figure: go.Figure, metric: str, column: int):
@@ -26,9 +27,20 @@ def _add_ours(tables: ComparisonTables, figure: go.Figure, metric: str, column: 
                        marker={"size": 11, "color": "#0072b2", "symbol": np.select(
                            [part.bold, part.caution], ["star", "circle-open"], "circle")},
                        error_x={"type": "data", "array": high - value, "arrayminus": value - low},
-                       customdata=part.assign(word=np.where(part.caution, ", †", ""))[["seeds", "word"]],
-                       hovertemplate="%{y}: %{x:.2f}, %{customdata[0]} seeds%{customdata[1]}<extra></extra>",
-                       row=1, col=column)
+                       customdata=part.assign(word=np.where(part.caution, ", †", ""))[["seeds", "basis", "word"]],
+                       hovertemplate="%{y}: %{x:.2f}, %{customdata[0]} seeds, ends: %{customdata[1]}%{customdata[2]}"
+                                     "<extra></extra>", row=1, col=column)
+
+def _add_seeds(tables: ComparisonTables, figure: go.Figure, metric: str, column: int):
+    "The figure of each seed, where they are too few for an interval."
+    dataset, factor = tables.datasets[column - 1], get_metric(metric).factor
+    part = tables.table[(tables.table.dataset == dataset) & (tables.table.metric == metric)]
+    few = part.loc[part.basis == Basis.RANGE].to_dict("records")
+    marks = [(factor * x, row["method"]) for row in few for x in row["seed_values"]]
+    if marks:
+        figure.add_scatter(x=[x for x, _ in marks], y=[name for _, name in marks], mode="markers", name="each seed",
+                           showlegend=column == 1, marker={"size": 9, "symbol": "line-ns-open", "color": "#0072b2"},
+                           hovertemplate="%{y}: %{x:.2f}, one seed<extra></extra>", row=1, col=column)
 
 # %% ../../nbs/runs/14_comparison_figure.ipynb #ae1b1175
 def _add_published(tables: ComparisonTables, figure: go.Figure, column: int):
@@ -56,6 +68,7 @@ def comparison_figure(
     figure = make_subplots(rows=1, cols=len(tables.datasets), subplot_titles=tables.datasets, shared_yaxes=False)
     for column in range(1, len(tables.datasets) + 1):
         _add_ours(tables, figure, metric, column)
+        _add_seeds(tables, figure, metric, column)
         if metric == "test/accuracy":
             _add_published(tables, figure, column)
         figure.update_xaxes(title_text=get_metric(metric).heading, row=1, col=column)

@@ -26,7 +26,7 @@ from cotmi.evaluation.statistics import (
     paired_bootstrap,
     smallest_difference,
 )
-from .grouping import Group, hardly_answers, over_seeds
+from .grouping import Group, basis_over_seeds, hardly_answers, over_seeds
 from .run_folder import Run
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #5c88e59f
@@ -80,21 +80,22 @@ def compare_pair(
                       smallest_difference(difference.examples, difference.disagreement))
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #360e3968
-_FIGURE_COLUMNS = ["dataset", "method", "metric", "value", "low", "high", "seeds", "best", "bold", "caution"]
+_FIGURE_COLUMNS = ["dataset", "method", "metric", "value", "low", "high", "seeds", "best", "bold", "caution", "basis",
+                   "seed_values"]
 
 def figures_table(
     groups: Sequence[Group], # Methods on datasets
     metrics: Sequence[Metric], # The figures wanted; those that no run has are left out
 ) -> pd.DataFrame: # A row per dataset, method and metric; nothing is best or bold yet
-    "Means over seeds with their intervals."
+    "Means over seeds with their intervals, or with their range where the seeds are few; `basis` says which."
     rows = []
     for group in groups:
         doubtful = hardly_answers(group.runs)
         for metric in metrics:
             if (figure := over_seeds(group.runs, metric.key)) is not None:
-                seeds = sum(run.interval(metric.key) is not None for run in group.runs)
-                rows.append([group.dataset, group.name, metric.key, *figure, seeds, False, False,
-                             metric.sureness and doubtful])
+                each = tuple(own.value for run in group.runs if (own := run.interval(metric.key)) is not None)
+                rows.append([group.dataset, group.name, metric.key, *figure, len(each), False, False,
+                             metric.sureness and doubtful, str(basis_over_seeds(each)), each])
     return pd.DataFrame(rows, columns=_FIGURE_COLUMNS)
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #4dc26e5b
@@ -191,7 +192,7 @@ def baselines_table(
 @dataclass
 class ComparisonTables:
     "Methods on datasets, side by side."
-    table: pd.DataFrame # dataset, method, metric, value, low, high, seeds, best, bold, caution
+    table: pd.DataFrame # dataset, method, metric, value, low, high, seeds, best, bold, caution, basis, seed_values
     pairs: pd.DataFrame # dataset, a, b, metric, difference, low, high, p_value, p_holm, test, examples, smallest …
     baselines: pd.DataFrame # dataset, majority, teacher, student, budget (in words), examples
     published: pd.DataFrame # dataset, method, accuracy (per cent), student, source

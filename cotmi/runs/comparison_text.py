@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..evaluation.metrics import METRICS, Metric, get_metric
 from .comparison_tables import ComparisonTables, look_up
-from .grouping import CAUTION
+from .grouping import CAUTION, Basis
 from ..students.methods import METHODS
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #0327e7c0
@@ -31,20 +31,19 @@ def _p_value(p: float) -> str:
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #6e5d9fbe
 def _number(row: pd.Series, metric: Metric) -> str:
-    "A figure with its interval: ± for that over seeds, in brackets for that over test examples; † for a caution."
+    "A figure with its interval in brackets, or with that of each seed where they are few; † for a caution."
     value, low, high = (_decimals(x, metric) for x in (row.value, row.low, row.high))
-    if metric.exact or (row.seeds == 1 and not np.isfinite(row.low)):
-        text = value
-    elif row.seeds == 1:
-        text = f"{value} [{low}, {high}]"
-    elif np.isclose(row.high - row.value, row.value - row.low, equal_nan=True):
-        text = f"{value} ± {_decimals(row.high - row.value, metric)} ({row.seeds})"
-    else: # a share on which all seeds agree
-        text = f"{value} [{low}, {high}] ({row.seeds})"
+    seeds = f" ({row.seeds} seeds)" if row.seeds > 1 else ""
+    if metric.exact or not np.isfinite(row.low):
+        text = value if metric.exact else value + seeds
+    elif row.basis == Basis.RANGE:
+        text = f"{value} ({'; '.join(_decimals(x, metric) for x in row.seed_values)})"
+    else:
+        text = f"{value} [{low}, {high}]{seeds}"
     return text + " †" * bool(row.caution)
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #a5db5522
-_LATEX = (("±", r"$\pm$"), ("%", r"\%"), ("_", r"\_"), ("†", r"$\dagger$"), ("<", "$<$"))
+_LATEX = (("%", r"\%"), ("_", r"\_"), ("†", r"$\dagger$"), ("<", "$<$"))
 
 def _cell(text: str, bold: bool, style: str) -> str:
     "A text for a table in markdown or latex."
@@ -102,7 +101,7 @@ def _accuracy_rows(tables: ComparisonTables, style: str) -> list[list[str]]:
     names = {**tables.methods, **{method: method for method in alone}}
     rows = [_accuracy_row(tables, name, names[name], style) for name in sorted(names, key=_order)]
     for name in ("majority", "teacher"):
-        values = {d: tables.baseline(d)[name] for d in tables.datasets}
+        values = {d: float(tables.baseline(d).loc[name]) for d in tables.datasets}
         rows.append([name, *(c for d, v in values.items() for c in (_decimals(v, _ACCURACY), *[""] * (d in known)))])
     return [header, *rows]
 
@@ -141,9 +140,10 @@ def _sections(tables: ComparisonTables, style: str) -> list[tuple[str, list[list
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #cc80a945
 _INTERVALS = (
-    "Intervals: mean ± half the 95 % t interval over seeds (number of seeds), which says how far the mean would move "
-    "with other seeds on the same test examples. In brackets: 95 % interval over test examples, for one seed and for "
-    "shares on which all seeds agree. ± –: the seeds agree, and no interval is known.")
+    "In round brackets: the figure of each seed, where they are too few for an interval. In square brackets: of a mean "
+    "over seeds (their number behind it) the 95 % t interval, which says how far the mean would move with other seeds "
+    "on the same test examples and cannot leave the range of the figure; of one seed, and of shares on which all seeds "
+    "agree, the 95 % interval over test examples. No brackets: no interval is known.")
 _TESTS = (
     "p (Holm): corrected over all {count} comparisons of the tables of differences together, whatever the dataset and "
     "the figure. Bold: better than every other method on the dataset, with p (Holm) below {level:g} each time; figures "
@@ -186,9 +186,10 @@ def latex_text(
 # %% ../../nbs/runs/13_comparison_text.ipynb #d4f24e21
 def csv_text(
     tables: ComparisonTables, # Of a comparison
-) -> str: # Long: dataset, method, metric, value, low, high, seeds, best, bold, caution, source
+) -> str: # Long: dataset, method, metric, value, low, high, seeds, best, bold, caution, basis, seed_values, source
     "Every figure as CSV, ours and the published ones; the latter have a source."
     published = tables.published.assign(metric=_ACCURACY.key, value=tables.published.accuracy / 100)
-    both = pd.concat([tables.table.assign(source="this workbench"),
+    each = [" ".join(f"{x:.6g}" for x in values) for values in tables.table.seed_values]
+    both = pd.concat([tables.table.assign(seed_values=each, source="this workbench"),
                       published[["dataset", "method", "metric", "value", "student", "source"]]])
     return both.to_csv(index=False)

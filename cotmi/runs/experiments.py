@@ -21,7 +21,7 @@ import cotmi
 from ..core import ConfigError, CotmiError, RunFile, load_settings, nearest, read_json, refusal
 from .run_files import file_stamp
 from .run_folder import mark_failed, run_folder, unfinished_notebook
-from ..training.run_config import RunConfig, check_field, parameter_names
+from ..training.run_config import RunConfig, check_field, check_ready, parameter_names
 
 # %% ../../nbs/runs/08_experiments.ipynb #a5f87e2d
 def experiment_folders() -> list[Path]: # Nearest first
@@ -95,7 +95,7 @@ def check_parameters(
     values: dict[str, Any] = {}
     for name, text in given:
         if name in values:
-            raise ConfigError(f"{name} is given twice.")
+            raise ConfigError(f"{name} is given twice. Give it once.")
         if name not in allowed:
             raise ConfigError(f"No parameter {name!r}.{nearest(name, allowed)} Allowed are {', '.join(allowed)}.")
         values[name] = check_field(name, text) if name in fields else _like_default(name, text, defaults[name])
@@ -114,7 +114,9 @@ def planned_config(
     if "dataset" not in defaults:
         return None
     merged, fields = {**defaults, **parameters}, parameter_names()
-    return RunConfig.resolve({k: v for k, v in merged.items() if k in fields} | (merged.get("overrides") or {}))
+    config = RunConfig.resolve({k: v for k, v in merged.items() if k in fields} | (merged.get("overrides") or {}))
+    check_ready(config)
+    return config
 
 # %% ../../nbs/runs/08_experiments.ipynb #d99af2ad
 @contextmanager

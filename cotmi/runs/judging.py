@@ -28,7 +28,7 @@ def _rationales_of(run: Run) -> pd.DataFrame:
     if unreadable := [p for p in run.problems if p.startswith(f"{path.name} cannot be read")]:
         raise RunError(f"{run.path}: {unreadable[0]}. Write it anew with cotmi evaluate {run.path}")
     if "generated_rationale" not in table or table.generated_rationale.isna().all():
-        raise RunError(f"{run.path} has no generated rationales to judge (a finetune student writes none).")
+        raise RunError(f"{run.path} has no generated rationales to judge; choose another run (finetune writes none).")
     return table
 
 def _drawn(table: pd.DataFrame, examples: int | None, seed: int) -> pd.DataFrame:

@@ -54,6 +54,7 @@ if TYPE_CHECKING: # these bring torch, which no reader of runs needs
     from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
 from ..students.methods import METHODS
+from ..training.run_config import check_ready
 
 # %% ../../nbs/runs/02_run_folder.ipynb #d6f10295
 def _lock_of(folder: Path) -> FileLock:
@@ -445,6 +446,7 @@ def start_run(
     folder = run_folder(config, out, report)
     if _rank():
         return _join_run(folder)
+    check_ready(config)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     lock, moved = _acquire(folder, "Wait for it, or change a parameter."), False
