@@ -44,10 +44,10 @@ SHARED = {"dataset": "demo", "demo_size": 80, "demo_steps": 1, "student": "built
           "logging_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "dropout": 0.1, "patience": 2, "mi_pairs": 40,
           "mi_bounds": "gaussian", "eval_batch_size": 16, "max_test_examples": 12, "max_valid_examples": 10}
 CASES = {
-    "finetune": {"method": "finetune", "patience": None},
+    "finetune": {"method": "finetune", "patience": None, "max_steps": 4},
     "dss": {"method": "dss"},
     "mi infonce": {"method": "mi", "objective": "infonce", "features": "decoder", "select_by": "loss", "max_steps": 6},
-    "mi paper-masked": {"method": "mi", "objective": "paper-masked", "max_steps": 14},
+    "mi paper-masked": {"method": "mi", "objective": "paper-masked", "select_by": "rationale", "max_steps": 10},
 }
 TIMES = {"seconds", "examples_per_second", "train/seconds", "train/examples_per_second", "ended"}
 
