@@ -9,6 +9,7 @@ table at the end counts kills by the phase in which they came, and names every d
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ import cotmi.training.trainer  # noqa: F401
 from cotmi.core import read_json, read_json_lines
 from cotmi.runs.execution import execute
 from cotmi.runs.run_folder import Run, run_folder
+from cotmi.students.loading import load_student
 from cotmi.training.run_config import RunConfig, load_run_data
 
 SHARED = {"dataset": "demo", "demo_size": 80, "demo_steps": 1, "student": "builtin:tiny", "max_steps": 8, "eval_steps": 2,
@@ -180,6 +182,14 @@ def start(config: RunConfig, data: Any, out: Path, seconds: float = 0, write: in
         os._exit(1)
 
 
+def warm():
+    "Do once what every child would do again, and keep its garbage collector away from what it shares."
+    with tempfile.TemporaryDirectory() as folder:
+        load_student("builtin:tiny", ["a few words to begin with"]).save(folder)
+    gc.collect()
+    gc.freeze()
+
+
 # -- the drill ---------------------------------------------------------------------------------------------------------
 class Case:
     "A configuration with its untouched run."
@@ -295,6 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     chance, place = random.Random(options.seed), options.place or Path(tempfile.mkdtemp(prefix="drill-"))
+    warm()
     cases = [Case(name, place) for name in options.cases]
     for case in cases:
         print(f"{case.name}: {case.writes} writes, {case.seconds:.1f} s of processor time", flush=True)
