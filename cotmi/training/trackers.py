@@ -113,7 +113,8 @@ def _mlflow_store(run: TrackedRun) -> Iterator[None]:
     if os.environ.get("MLFLOW_TRACKING_URI") or mlflow.is_tracking_uri_set():
         yield
         return
-    mlflow.set_tracking_uri((run.folder.resolve() / "mlflow").as_uri())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(f"sqlite:///{run.folder.resolve() / 'mlflow.db'}")
     try:
         yield
     finally:
