@@ -3,9 +3,9 @@
     python tests/drill.py                 60 kills at random moments, and one at every single write (`make drill`)
     python tests/drill.py --kills 6 --writes 6 --notebooks 0
 
-A process that has imported everything forks a child for each start of a run. A child is killed by the kernel when it has
-used so much processor time, or kills itself at its k-th write below the outputs folder; some writes are left torn. The
-table at the end counts kills by the phase in which they came, and names every difference.
+A process that has imported everything forks a child for each start of a run. A child is killed by the system when it
+has used so much processor time, or kills itself at its k-th write below the outputs folder; some writes are left torn.
+The table at the end counts kills by the phase in which they came, and names every difference.
 """
 
 import argparse
@@ -35,15 +35,15 @@ import torch
 from filelock import FileLock
 
 import cotmi.evaluation.evaluator  # noqa: F401 (imported before the first fork)
-import cotmi.training.trainer  # noqa: F401
 from cotmi.core import read_json, read_json_lines
 from cotmi.runs.execution import execute
 from cotmi.runs.run_folder import Run, run_folder
 from cotmi.students.loading import load_student
 from cotmi.training.run_config import RunConfig, load_run_data
+from cotmi.training.trainer import last_checkpoint
 
-SHARED = {"dataset": "demo", "demo_size": 80, "demo_steps": 1, "student": "builtin:tiny", "max_steps": 8, "eval_steps": 2,
-          "logging_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "dropout": 0.1, "patience": 2, "mi_pairs": 40,
+SHARED = {"dataset": "demo", "demo_size": 80, "demo_steps": 1, "student": "builtin:tiny", "max_steps": 8,
+          "eval_steps": 2, "logging_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "dropout": 0.1, "patience": 2, "mi_pairs": 40,
           "mi_bounds": "gaussian", "eval_batch_size": 16, "max_test_examples": 12, "max_valid_examples": 10}
 CASES = {
     "finetune": {"method": "finetune", "patience": None, "max_steps": 4},
@@ -76,7 +76,7 @@ def content(path: Path) -> Any:
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name).numpy() for name in sorted(file.keys())}
             notes = file.metadata()
-        return notes, {name: (str(t.dtype), t.shape, hashlib.sha256(t.tobytes()).hexdigest()) for name, t in tensors.items()}
+        return notes, {name: (t.dtype, t.shape, hashlib.sha256(t.tobytes()).digest()) for name, t in tensors.items()}
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -104,8 +104,9 @@ def phase(folder: Path) -> str:
     if Run(folder).metrics.get("status") == "complete":
         return "after the end"
     if not (folder / "training.json").exists():
-        states = [read_json(p) for p in (folder / "checkpoints").glob("*/trainer_state.json") if p.read_text().endswith("}\n")]
-        ended = any(state["global_step"] >= state["max_steps"] for state in states)
+        newest = last_checkpoint(folder)
+        state = read_json(newest / "trainer_state.json") if newest else {"global_step": 0, "max_steps": 1}
+        ended = state["global_step"] >= state["max_steps"]
         return "finish" if ended or (folder / ".student").exists() else "training"
     return "finish" if (folder / "checkpoints").exists() else "evaluation"
 
@@ -120,8 +121,8 @@ class WriteCounter:
     def __init__(self, folder: Path, at: int):
         self.folder, self.at, self.seen = os.path.realpath(folder), at, 0
         sys.addaudithook(self.hook)
-        for module, name in ((torch, "save"), (safetensors.torch, "serialize_file"), (safetensors.numpy, "serialize_file"),
-                             (pyarrow.parquet, "write_table")):
+        for module, name in ((torch, "save"), (safetensors.torch, "serialize_file"),
+                             (safetensors.numpy, "serialize_file"), (pyarrow.parquet, "write_table")):
             self.tear(module, name)
 
     def count(self) -> bool:
@@ -159,7 +160,8 @@ class WriteCounter:
         setattr(module, name, torn)
 
 
-def start(config: RunConfig, data: Any, out: Path, seconds: float = 0, write: int = 0, count: Path | None = None) -> bool:
+def start(config: RunConfig, data: Any, out: Path, seconds: float = 0, write: int = 0,
+          count: Path | None = None) -> bool:
     "Start a run in a child that dies after so much processor time or at a write; whether it came to its end."
     child = os.fork()
     if child:
@@ -198,7 +200,8 @@ class Case:
         self.data = load_run_data(self.config)
         self.place.mkdir(parents=True)
         counted, before = self.place / "writes", os.times()
-        assert start(self.config, self.data, self.place / "whole", count=counted), (self.place / "whole.log").read_text()
+        whole = start(self.config, self.data, self.place / "whole", count=counted)
+        assert whole, (self.place / "whole.log").read_text()
         after = os.times()
         self.seconds = after.children_user + after.children_system - before.children_user - before.children_system
         self.writes = int(counted.read_text())
@@ -228,8 +231,8 @@ def random_kills(cases: list[Case], kills: int, chance: random.Random) -> list[t
     rows = []
     while kills > 0:
         case = cases[len(rows) % len(cases)]
-        deaths = [{"seconds": case.seconds * chance.uniform(0.02, 1)} for _ in range(min(kills, chance.choice((1, 1, 2, 3))))]
-        phases, found = case.kill(*deaths)
+        deaths = min(kills, chance.choice((1, 1, 2, 3)))
+        phases, found = case.kill(*({"seconds": case.seconds * chance.uniform(0.02, 1)} for _ in range(deaths)))
         kills -= max(len(phases), 1)
         rows.append((case.name, "moment", phases, found))
         report(rows[-1])
@@ -254,7 +257,7 @@ def notebook_kills(place: Path, kills: int, chance: random.Random) -> list[tuple
     rows, expected, seconds = [], {}, 0.0
     for number in range(kills + 1):
         out, began = place / f"notebook-{number}", time.monotonic()
-        command = [sys.executable, "-c", "import sys; from cotmi.cli import main; main(sys.argv[1:])", *words, "--out", str(out)]
+        command = [sys.executable, "-c", "from cotmi.cli import main; main()", *words, "--out", str(out)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if number:
             time.sleep(seconds * (0.97 if number == 1 else chance.uniform(0.1, 1)))
@@ -278,7 +281,7 @@ def notebook_kills(place: Path, kills: int, chance: random.Random) -> list[tuple
 
 
 def report(row: tuple):
-    print(f"{row[0]:16} {row[1]:10} {', '.join(row[2]) or 'not killed':40} {'equal' if not row[3] else row[3]}", flush=True)
+    print(f"{row[0]:16} {row[1]:10} {', '.join(row[2]) or 'not killed':40} {row[3] or 'equal'}", flush=True)
 
 
 def table(rows: list[tuple]) -> str:
@@ -288,8 +291,8 @@ def table(rows: list[tuple]) -> str:
     equal = sum(not found for *_, found in killed)
     left = sum("left" in each for *_, found in killed for each in found)
     lines = ["| phase | kills |", "|---|---|", *(f"| {name} | {phases[name]} |" for name in sorted(phases))]
-    return "\n".join([*lines, "", f"{sum(phases.values())} kills of {len(killed)} runs; {equal} of {len(killed)} ended equal to "
-                      f"the run that nobody touched; {left} files left over."])
+    return "\n".join([*lines, "", f"{sum(phases.values())} kills of {len(killed)} runs; {equal} of {len(killed)} ended "
+                      f"equal to the run that nobody touched; {left} files left over."])
 
 
 def main(arguments: list[str] | None = None) -> int:

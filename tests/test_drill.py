@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_drill_in_small():
     "Kills at random moments and at random writes, of two methods; `make drill` is the whole."
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "drill.py"), "--kills", "3", "--writes", "4", "--notebooks",
-                           "0", "--cases", "dss", "mi infonce"], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "drill.py"), "--kills", "3", "--writes", "4",
+                           "--notebooks", "0", "--cases", "dss", "mi infonce"], capture_output=True, text=True,
+                          timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "0 files left over" in done.stdout
 
@@ -142,8 +143,8 @@ def test_what_a_dead_start_left_is_cleared_and_nothing_else(tmp_path, demo_data,
 
 def quick(**values):
     "A run that is trained and evaluated in a second."
-    return tiny_run(**{"method": "finetune", "max_steps": 2, "eval_steps": 2, "estimate_mi": False, "max_valid_examples": 4,
-                       "max_test_examples": 4, "demo_size": 60, **values})
+    return tiny_run(**{"method": "finetune", "max_steps": 2, "eval_steps": 2, "estimate_mi": False,
+                       "max_valid_examples": 4, "max_test_examples": 4, "demo_size": 60, **values})
 
 
 def test_a_start_clears_beside_and_inside_its_folder(tmp_path, demo_data):

@@ -18,7 +18,7 @@ VALUES = {"method": "dss", "max_steps": 6, "eval_steps": 2, "logging_steps": 1, 
 @pytest.fixture(autouse=True)
 def nobody_elses(monkeypatch):
     "No tracker of the environment, and no network."
-    for name in ("TENSORBOARD_LOGGING_DIR", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_DIR"):
+    for name in ("TENSORBOARD_LOGGING_DIR", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("COTMI_EVALUATE_EMBEDDING_MODEL", "")
@@ -63,7 +63,8 @@ def test_tensorboard_reads_what_the_history_holds(tmp_path, demo_data, monkeypat
     assert {"test/accuracy", "test/accuracy_low", "test/accuracy_high"} <= figures(run).keys()
     for name, value in figures(run).items():
         assert scalars(read, name) == [(6, pytest.approx(value))], name
-    texts = {name: read.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode() for name in ("run", "config")}
+    texts = {name: read.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+             for name in ("run", "config")}
     assert texts["run"] == run.id and '"config/learning_rate": 0.003' in texts["config"]
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "all"))
