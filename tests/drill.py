@@ -11,7 +11,6 @@ The table at the end counts kills by the phase in which they came, and names eve
 import argparse
 import gc
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -37,14 +36,16 @@ from filelock import FileLock
 import cotmi.evaluation.evaluator  # noqa: F401 (imported before the first fork)
 from cotmi.core import read_json, read_json_lines
 from cotmi.runs.execution import execute
+from cotmi.runs.experiments import experiment_parameters, find_experiment, planned_config
 from cotmi.runs.run_folder import Run, run_folder
 from cotmi.students.loading import load_student
 from cotmi.training.run_config import RunConfig, load_run_data
 from cotmi.training.trainer import last_checkpoint
 
 SHARED = {"dataset": "demo", "demo_size": 80, "demo_steps": 1, "student": "builtin:tiny", "max_steps": 8,
-          "eval_steps": 2, "logging_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "dropout": 0.1, "patience": 2, "mi_pairs": 40,
-          "mi_bounds": "gaussian", "eval_batch_size": 16, "max_test_examples": 12, "max_valid_examples": 10}
+          "eval_steps": 2, "logging_steps": 3, "batch_size": 8, "learning_rate": 2e-3, "dropout": 0.1, "patience": 2,
+          "mi_pairs": 40, "mi_bounds": "gaussian", "eval_batch_size": 16, "max_test_examples": 12,
+          "max_valid_examples": 10}
 CASES = {
     "finetune": {"method": "finetune", "patience": None, "max_steps": 4},
     "dss": {"method": "dss"},
@@ -249,33 +250,44 @@ def write_kills(cases: list[Case], writes: int | None, chance: random.Random) ->
     return rows
 
 
-def notebook_kills(place: Path, kills: int, chance: random.Random) -> list[tuple]:
-    "Kills of `cotmi run`, which executes a notebook in a kernel: of the command, or of all its processes."
-    names = [f"{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in
-             {**SHARED, **CASES["dss"]}.items() if value is not None]
-    words = ["run", "demo", *(word for name in names for word in ("-p", name))]
-    rows, expected, seconds = [], {}, 0.0
-    for number in range(kills + 1):
-        out, began = place / f"notebook-{number}", time.monotonic()
-        command = [sys.executable, "-c", "from cotmi.cli import main; main()", *words, "--out", str(out)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if number:
-            time.sleep(seconds * (0.97 if number == 1 else chance.uniform(0.1, 1)))
-            process.kill()
-        said = process.communicate()[1]
-        folder = next((p.parent for p in out.glob("*/*/metrics.json")), None)
-        phases = [phase(folder) if folder else "start"] if number and process.returncode else []
-        if number and process.returncode:
-            if folder: # the kernel sees within a second or two that its parent is gone
-                FileLock(folder.parent / f".{folder.name}.lock").acquire(timeout=60).release()
-            said = subprocess.run(command, capture_output=True, text=True).stderr
-        folder = next(p.parent for p in out.glob("*/*/metrics.json"))
-        if not number:
-            assert process.returncode == 0, said
-            seconds, expected = time.monotonic() - began, contents(folder)
-            continue
+MOMENTS = { # in the life of a run, by a file that is there
+    "begun": lambda folder: (folder / "metrics.json").exists(),
+    "training": lambda folder: (folder / "checkpoints").exists(),
+    "trained": lambda folder: (folder / "training.json").exists(),
+    "evaluated": lambda folder: (folder / "predictions.parquet").exists(),
+    "ended": lambda folder: Run(folder).metrics.get("status") == "complete",
+}
+
+
+def run_command(out: Path, moment: str = "") -> tuple[Path, bool, str]:
+    "Run an experiment from the command line, and kill the command at a moment; its folder, whether it was, what it said."
+    values = {**SHARED, **CASES["dss"]}
+    words = ["run", "demo", *(word for name, value in values.items() for word in ("-p", f"{name}={value}"))]
+    command = [sys.executable, "-c", "from cotmi.cli import main; main()", *words, "--out", str(out)]
+    folder = run_folder(planned_config(experiment_parameters(find_experiment("demo")), values), out)
+    with open(f"{out}.log", "a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        while moment and process.poll() is None:
+            if folder.is_dir() and MOMENTS[moment](folder):
+                process.kill()
+            time.sleep(0.01)
+        process.wait()
+    with FileLock(folder.parent / f".{folder.name}.lock").acquire(timeout=60): # its kernel sees it in a second or two
+        return folder, process.returncode != 0, Path(f"{out}.log").read_text(encoding="utf-8")[-400:]
+
+
+def notebook_kills(place: Path, kills: int) -> list[tuple]:
+    "Kills of `cotmi run` while a kernel of its own executes the notebook, up to the last section."
+    whole, fell, said = run_command(place / "notebook")
+    assert not fell, said
+    rows, expected = [], contents(whole)
+    for number in range(kills):
+        moment = list(MOMENTS)[::-1][number % len(MOMENTS)]
+        folder, killed, _ = run_command(place / f"notebook-{number}", moment)
+        phases = [phase(folder)] * killed
+        said = run_command(place / f"notebook-{number}")[2] if killed else ""
         found = differences(folder, expected)
-        rows.append(("cotmi run", "moment", phases, [*found, said[-300:]] if found else []))
+        rows.append(("cotmi run", moment, phases, [*found, said] if found else []))
         report(rows[-1])
     return rows
 
@@ -313,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     for case in cases:
         print(f"{case.name}: {case.writes} writes, {case.seconds:.1f} s of processor time", flush=True)
     rows = [*random_kills(cases, options.kills, chance), *write_kills(cases, options.writes, chance),
-            *(notebook_kills(place, options.notebooks, chance) if options.notebooks else [])]
+            *(notebook_kills(place, options.notebooks) if options.notebooks else [])]
     print("\n" + table(rows))
     return int(any(found for *_, found in rows))
 
