@@ -260,7 +260,7 @@ MOMENTS = { # in the life of a run, by a file that is there
 
 
 def run_command(out: Path, moment: str = "") -> tuple[Path, bool, str]:
-    "Run an experiment from the command line, and kill the command at a moment; its folder, whether it was, what it said."
+    "Run an experiment from the command line and kill it at a moment; its folder, whether it was, what it said."
     values = {**SHARED, **CASES["dss"]}
     words = ["run", "demo", *(word for name, value in values.items() for word in ("-p", f"{name}={value}"))]
     command = [sys.executable, "-c", "from cotmi.cli import main; main()", *words, "--out", str(out)]
