@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-               "COTMI_EVALUATE_EMBEDDING_MODEL": ""}
+               "COTMI_EVALUATE_EMBEDDING_MODEL": "", "ARROW_DEFAULT_MEMORY_POOL": "system"} # jemalloc has a thread
 
 import pyarrow.parquet
 import safetensors
@@ -32,6 +32,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from filelock import FileLock
+from tqdm import tqdm
 
 import cotmi.evaluation.evaluator  # noqa: F401 (imported before the first fork)
 from cotmi.core import read_json, read_json_lines
@@ -171,6 +172,7 @@ def start(config: RunConfig, data: Any, out: Path, seconds: float = 0, write: in
         log = os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
         counter = WriteCounter(out, write) if write or count else None
+        signal.alarm(600) # nothing here takes so long
         if seconds:
             signal.setitimer(signal.ITIMER_PROF, seconds) # its signal ends the process
         execute(config, data, out)
@@ -187,6 +189,7 @@ def start(config: RunConfig, data: Any, out: Path, seconds: float = 0, write: in
 
 def warm():
     "Do once what every child would do again, and keep its garbage collector away from what it shares."
+    tqdm.monitor_interval = 0 # a thread, which might hold its lock when a child is forked
     with tempfile.TemporaryDirectory() as folder:
         load_student("builtin:tiny", ["a few words to begin with"]).save(folder)
     gc.collect()
