@@ -1,5 +1,5 @@
 # The one-command doors of the workbench. Each makes .venv with the tested packages first if it is missing or out of date.
-.PHONY: help install demo lab test docs readme bench clean
+.PHONY: help install demo lab test drill docs readme bench clean
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
@@ -11,6 +11,8 @@ AGAIN := $(MAKE)
 STAMP := $(VENV)/.installed
 # `make bench BENCH=--quick` takes minutes instead of the better part of an hour.
 BENCH ?=
+# `make drill DRILL='--kills 6 --writes 6 --notebooks 1'` is a small one.
+DRILL ?=
 # What the environment was installed for; another place, another pyproject.toml or other versions install anew.
 WANTED = $$( (pwd; cat pyproject.toml constraints.txt) | cksum)
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -19,6 +21,7 @@ help:
 	@echo "make demo     set up, train a tiny student on generated data, evaluate it, print the table (minutes on a CPU)"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make test     set up and run every check: ruff, types, the notebooks' own tests, pytest"
+	@echo "make drill    kill runs at random moments and at every write, and compare what they end with (most of an hour)"
 	@echo "make docs     build the documentation into docs/_build/html"
 	@echo "make readme   write README.md from nbs/index.ipynb"
 	@echo "make bench    measure speed and memory beside the published formula (in minutes: make bench BENCH=--quick)"
@@ -77,6 +80,9 @@ test: install
 	"$(BIN)/basedpyright"
 	HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers 2
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile
+
+drill: install
+	"$(BIN)/python" tests/drill.py $(DRILL)
 
 docs: install
 	@"$(BIN)/python" docs/build.py

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .run_folder import Run, _rank, start_run
 from ..training.run_config import RunConfig, load_run_data
+from ..training.trackers import report_metrics
 
 if TYPE_CHECKING: # these bring torch
     from transformers import TrainerCallback
@@ -28,8 +29,7 @@ def evaluate_trained(
     config: RunConfig, # Its configuration
 ) -> Run: # Ended: complete, or stopped where somebody stopped the training
     "Evaluate the student of a training and end its run with the figures."
-    from cotmi.evaluation.evaluator import evaluate_student  # these two bring torch and transformers
-    from cotmi.training.trackers import report_metrics
+    from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
 
     if _rank() or run.status == "complete": # the first process evaluates, and a run but once
         run.close()

@@ -454,9 +454,9 @@ def start_run(
         with writing(folder):
             if not force and _only_lacks_notebook(folder):
                 return _taken_up(folder, lock, report)
+            _clear_litter(folder)
             moved = _clear_place(folder, force)
             folder.mkdir(exist_ok=True)
-            _clear_litter(folder)
         run = Run(folder)
         run._lock = lock
         if report is not None:

@@ -60,7 +60,7 @@ def _event_folder(run: TrackedRun) -> str:
 def _tensorboard(run: TrackedRun) -> "Iterator[list[TrainerCallback]]":
     "Events of a training."
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     with SummaryWriter(_event_folder(run), purge_step=run.step + 1 if run.step else None) as writer:
         writer.add_text("run", run.name)
@@ -79,7 +79,7 @@ def _report_to_tensorboard(run: TrackedRun, metrics: Mapping[str, float], step: 
 @contextmanager
 def _wandb_run(run: TrackedRun) -> Iterator[Any]:
     "The run at Weights & Biases, open."
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     if wandb.run is not None: # somebody's own
         wandb.run.config.update(dict(run.parameters), allow_val_change=True)
@@ -94,7 +94,7 @@ def _wandb_run(run: TrackedRun) -> Iterator[Any]:
 @contextmanager
 def _wandb(run: TrackedRun) -> "Iterator[list[TrainerCallback]]":
     "The log of a training at Weights & Biases."
-    from transformers.integrations import WandbCallback
+    from transformers.integrations.integration_utils import WandbCallback
 
     with _wandb_run(run):
         yield [WandbCallback()]
@@ -108,12 +108,13 @@ def _report_to_wandb(run: TrackedRun, metrics: Mapping[str, float], step: int):
 @contextmanager
 def _mlflow_store(run: TrackedRun) -> Iterator[None]:
     "The store of a run, if nobody has named one."
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     if os.environ.get("MLFLOW_TRACKING_URI") or mlflow.is_tracking_uri_set():
         yield
         return
-    mlflow.set_tracking_uri((run.folder.resolve() / "mlflow").as_uri())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(f"sqlite:///{run.folder.resolve() / 'mlflow.db'}")
     try:
         yield
     finally:
@@ -123,7 +124,7 @@ def _mlflow_store(run: TrackedRun) -> Iterator[None]:
 @contextmanager
 def _mlflow_run(run: TrackedRun) -> Iterator[None]:
     "The run at MLflow, active."
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     if mlflow.active_run() is not None: # somebody's own
         mlflow.log_params(dict(run.parameters))
@@ -141,14 +142,14 @@ def _mlflow_run(run: TrackedRun) -> Iterator[None]:
 @contextmanager
 def _mlflow(run: TrackedRun) -> "Iterator[list[TrainerCallback]]":
     "The log of a training at MLflow."
-    from transformers.integrations import MLflowCallback
+    from transformers.integrations.integration_utils import MLflowCallback
 
     with _mlflow_run(run):
         yield [MLflowCallback()]
 
 def _report_to_mlflow(run: TrackedRun, metrics: Mapping[str, float], step: int):
     "Log the figures of an evaluation."
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     with _mlflow_run(run):
         mlflow.log_metrics(dict(metrics), step=step)
@@ -176,7 +177,7 @@ def tracker_names(
     names = [name for name in report_to.replace(",", " ").split() if name != "none"]
     if "all" not in names:
         return list(dict.fromkeys(names))
-    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
 
     return get_available_reporting_integrations()
 

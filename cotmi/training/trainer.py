@@ -282,7 +282,7 @@ class _CheckpointedTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         self.check_weights()
         for callback in self.callback_handler.callbacks: # one that was not there when the training began
-            self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
+            cast(dict, self.state.stateful_callbacks).setdefault(type(callback).__name__, {})
         super()._save_checkpoint(model, trial)
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or str(self.args.output_dir))
@@ -297,7 +297,7 @@ class _CheckpointedTrainer(Trainer):
         return best_evaluation(evaluations(self.state, self.state.global_step), self.selection)
     def _load_best_model(self):
         if (kept := self.kept_evaluation()) is not None:
-            self._load_from_checkpoint(Path(str(self.args.output_dir)) / f"checkpoint-{kept['step']}")
+            self._load_from_checkpoint(str(Path(str(self.args.output_dir)) / f"checkpoint-{kept['step']}"))
 
 # %% ../../nbs/training/06_trainer.ipynb #87a0363a
 def _route_of(module: CotModule, arguments: TrainingArguments) -> str:
@@ -481,7 +481,7 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
         trainer.terms.restore(kept, trainer.module.asked.device)
         trainer.route = kept["route"]
     for callback in trainer.callback_handler.callbacks:
-        kept = trainer.state.stateful_callbacks.get(type(callback).__name__)
+        kept = cast(dict, trainer.state.stateful_callbacks).get(type(callback).__name__)
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             vars(callback).update(kept.get("attributes", {}))
 
