@@ -138,6 +138,7 @@ class DataReport:
     splits: dict[str, SplitReport] # train, valid and test as used
     files: dict[str, SplitReport] # The rows of each file or source as it stands
     notes: tuple[str, ...] = () # What else a reader should know
+    lengths: dict[str, Any] | None = None # Tokens by split, what is cut, `unwritable` labels; known once a run began
 
     def majority(self, split: str = "test") -> tuple[str, float]:
         "The commonest gold label of a split and its share: what always answering it gives."

@@ -296,7 +296,8 @@ def _check_same_data(run: Run, report: DataReport):
         before = read_json(run.path / RunFile.DATA_REPORT, RunError) if begun else None
     except (OSError, RunError):
         return # missing or cut: nothing to hold against
-    if isinstance(before, dict) and before and before != json.loads(json.dumps(report.to_dict(), default=str)):
+    known = json.loads(json.dumps(report.to_dict(), default=str)) | {"lengths": None} # which the training adds
+    if isinstance(before, dict) and before and {**before, "lengths": None} != known:
         raise RunError(f"{run.path} was begun with other data (its {RunFile.DATA_REPORT} differs). "
                        "Put the data back to resume it, or begin anew with --force (force=True in a notebook).")
 
@@ -336,7 +337,8 @@ def start_run(
         run._lock = lock
         if report is not None:
             _check_same_data(run, report)
-            run.write(RunFile.DATA_REPORT, report.to_dict())
+            run.write(RunFile.DATA_REPORT, {**report.to_dict(), "lengths": run.report and run.report.lengths})
+        config = config.settled(run.config, run.config_sources) # what an earlier start settled stays
         run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources)})
         run.write(RunFile.ENVIRONMENT, _environments(run))
         run.write(RunFile.METRICS, {"status": "running"})

@@ -9,7 +9,7 @@ __all__ = ['WEIGHTS', 'run_objective', 'CotModule', 'step_losses', 'batch_sample
 # %% ../../nbs/training/06_trainer.ipynb #a82340a3
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from ..core import RunError, RunFile, check_choice, read_json, seed_everything, write_json, write_whole
 from ..data.examples import LoadedData
-from ..data.labels import correct_labels
+from ..data.labels import get_label_kind
 from ..information.critics import get_critic
 from ..students.batches import IGNORED, LengthGroupedBatches, TwoTaskCollator, example_lengths
 from ..students.family import TaskPass
@@ -34,12 +34,14 @@ from ..students.generation import generate
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
 from ..students.student import Student
-from ..students.tasks import tokenize_examples
+from ..students.tasks import TASK_COLUMNS
+from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, ProgressBar
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
 from .objectives import Objective, feature_terms, get_objective
 from .run_config import RunConfig
+from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .variational import Bottleneck, VariationalObjective
 
 # %% ../../nbs/training/06_trainer.ipynb #77a56cdd
@@ -217,28 +219,30 @@ class WatchedSplit:
     gold: list[str] # Gold labels, as the data has them
     label_kind: str # How labels are compared, of LABEL_KINDS
     method: Method # What an answer holds
+    written: list[str] | None = None # What the student can write of them; the labels themselves if None
 
     def accuracy(self,
         answers: Sequence[str], # What the student wrote, in the order of the inputs
     ) -> float: # Share that is right
         "Share of answers that agree with the gold label."
         predicted = [self.method.split(text)[1] for text in answers]
-        return float(np.mean(correct_labels(self.label_kind, predicted, self.gold)))
+        written = self.gold if self.written is None else self.written
+        return float(np.mean(right_labels(get_label_kind(self.label_kind), predicted, self.gold, written)))
 
 # %% ../../nbs/training/06_trainer.ipynb #dc408321
 def watched_splits(
     data: LoadedData, # The data of a run
     student: Student, # Its tokenizer reads the inputs
     config: RunConfig, # Method, lengths and paper_protocol
+    tokens: Mapping[str, Dataset] | None = None, # The splits' rows of `tokenize_examples`; made if None
 ) -> dict[str, WatchedSplit]: # By name
     "Valid, and test where the paper's protocol asks for its curve."
     watched = {}
     for name in ("valid", "test") if config.paper_protocol else ("valid",):
-        rows = data.examples[name]
-        tokens = tokenize_examples(rows, student.tokenizer, config.method, config.max_input_length,
-                                   config.max_target_length)
-        watched[name] = WatchedSplit(list(tokens["predict_input_ids"]), list(rows["gold_label"]), data.spec.label_kind,
-                                     METHODS[config.method])
+        rows = tokens[name] if tokens else tokenize_split(data, name, student, config)
+        gold = list(data.examples[name]["gold_label"])
+        watched[name] = WatchedSplit(list(rows["predict_input_ids"]), gold, data.spec.label_kind,
+                                     METHODS[config.method], written_labels(student.tokenizer, gold, config.method))
     return watched
 
 # %% ../../nbs/training/06_trainer.ipynb #54984b30
@@ -249,7 +253,7 @@ def _share(rows: list, process: int, processes: int) -> list:
 def _answers(student: Student, split: WatchedSplit, config: RunConfig, accelerator: Accelerator) -> list[str]:
     "What a student answers to a split, known to every process."
     own = _share(split.input_ids, accelerator.process_index, accelerator.num_processes)
-    return gather_object(generate(student, own, config.generation_max_length, config.eval_batch_size))
+    return gather_object(generate(student, own, run_lengths(config).label, config.eval_batch_size))
 
 # %% ../../nbs/training/06_trainer.ipynb #5c28fb3d
 def _watch(trainer: "CotTrainer", prefix: str) -> dict[str, float]:
@@ -293,6 +297,7 @@ class CotTrainer(Trainer):
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms, self.route = config, _TermSums(), ""
+        self.cut: dict[str, float] = {} # shares of the training texts that are cut
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
         super().__init__(*given, callbacks=list(callbacks))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
@@ -347,12 +352,9 @@ def training_arguments(
     return arguments
 
 # %% ../../nbs/training/06_trainer.ipynb #29771221
-def _training_rows(data: LoadedData, student: Student, config: RunConfig) -> Dataset:
+def _training_rows(tokens: Dataset, config: RunConfig) -> Dataset:
     "Tokenised train rows, with the columns of the tasks that are trained."
-    tokenized = tokenize_examples(data.examples["train"], student.tokenizer, config.method,
-                                  config.max_input_length, config.max_target_length).remove_columns("id")
-    explains = METHODS[config.method].explains
-    return tokenized if explains else tokenized.remove_columns(["explain_input_ids", "rationale_ids"])
+    return tokens.select_columns(TASK_COLUMNS if METHODS[config.method].explains else TASK_COLUMNS[:2])
 
 def training_texts(
     data: LoadedData, # The data of a run
@@ -373,11 +375,13 @@ class TrainResult:
     examples_per_second: float # Median over the log steps
     stopped: bool # True where somebody stopped it before its last step
     route: str = "" # By whose forward the student was trained, and why
+    cut: dict[str, float] = field(default_factory=dict) # Shares of the training texts that were cut, by name
 
     def metrics(self) -> dict[str, float]: # Flat names as in metrics.json
         "The summary as metrics."
         return {"train/steps": self.steps, "train/best_step": self.best_step, "train/seconds": self.seconds,
-                "train/examples_per_second": self.examples_per_second, "valid/best_accuracy": self.best_accuracy}
+                "train/examples_per_second": self.examples_per_second, "valid/best_accuracy": self.best_accuracy,
+                **{f"train/{name}": share for name, share in self.cut.items()}}
 
 # %% ../../nbs/training/06_trainer.ipynb #3900edd5
 def _write_student(module: CotModule, student: Student, folder: Path):
@@ -413,7 +417,7 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return TrainResult(
         student, steps=state.global_step, best_step=state.best_global_step or state.global_step,
         best_accuracy=float("nan") if state.best_metric is None else float(state.best_metric),
-        seconds=last.get("seconds", 0.0), route=trainer.route,
+        seconds=last.get("seconds", 0.0), route=trainer.route, cut=trainer.cut,
         examples_per_second=float(np.median(speeds)) if speeds else float("nan"),
         stopped=state.global_step < state.max_steps and not _out_of_patience(trainer))
 
@@ -429,13 +433,15 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
-def _make_trainer(config: RunConfig, data: LoadedData, student: Student, history: History, arguments: TrainingArguments,
-                  callbacks: Iterable[TrainerCallback]) -> CotTrainer:
+def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, history: History,
+                  arguments: TrainingArguments, callbacks: Iterable[TrainerCallback]) -> CotTrainer:
     "The trainer of a run."
-    rows, watched = _training_rows(data, student, config), watched_splits(data, student, config)
+    config, rows = texts.config, _training_rows(texts.tokens["train"], texts.config)
+    watched = watched_splits(data, student, config, texts.tokens)
     patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
     trainer = CotTrainer(CotModule(student, config), arguments, TwoTaskCollator(student.pad_token), rows,
                          config, watched, [history, *patience, *callbacks])
+    trainer.cut = texts.cut
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -456,11 +462,12 @@ def train(
     student = load_student(config.student, training_texts(data), config.seed, config.dropout)
     if config.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
-    arguments = training_arguments(config, folder)
+    texts = prepare_texts(config, data, student, folder)
+    arguments = training_arguments(texts.config, folder)
     history = History(folder / RunFile.HISTORY, arguments.train_batch_size * config.gradient_accumulation_steps
                       * arguments.world_size)
     shown = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])]
-    trainer = _make_trainer(config, data, student, history, arguments, [*callbacks, *shown])
+    trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *shown])
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _finish(trainer, student, history.rows, folder)
