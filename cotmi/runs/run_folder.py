@@ -30,6 +30,7 @@ if TYPE_CHECKING: # these bring torch, which no reader of runs needs
     from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
 from ..students.methods import METHODS
+from ..training.run_config import is_settled
 
 # %% ../../nbs/runs/02_run_folder.ipynb #d6f10295
 def _lock_of(folder: Path) -> FileLock:
@@ -307,6 +308,15 @@ def _environments(run: Run) -> dict[str, Any]:
     earlier = before.pop("earlier", [])
     return {**record, "earlier": [*earlier, before]} if before else record
 
+# %% ../../nbs/runs/02_run_folder.ipynb #90c5d2a2
+def _config_record(config: "RunConfig", run: Run) -> dict[str, Any]:
+    "config.json of a start: what was asked for, and the lengths that an earlier start of the same run settled."
+    values, sources = config.to_dict(), dict(config.sources)
+    for name, source in run.config_sources.items():
+        if is_settled(str(source)) and values.get(name) is None:
+            values[name], sources[name] = run.config.get(name), source
+    return {"values": values, "sources": sources}
+
 # %% ../../nbs/runs/02_run_folder.ipynb #366eb008
 def _join_run(folder: Path, seconds: float = 600) -> Run:
     "The run that the first process has begun, waited for."
@@ -338,8 +348,7 @@ def start_run(
         if report is not None:
             _check_same_data(run, report)
             run.write(RunFile.DATA_REPORT, {**report.to_dict(), "lengths": run.report and run.report.lengths})
-        config = config.settled(run.config, run.config_sources) # what an earlier start settled stays
-        run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources)})
+        run.write(RunFile.CONFIG, _config_record(config, run))
         run.write(RunFile.ENVIRONMENT, _environments(run))
         run.write(RunFile.METRICS, {"status": "running"})
     except BaseException:

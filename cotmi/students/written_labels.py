@@ -21,9 +21,8 @@ def _written(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], method: 
     known = get_method(method)
     targets = {"text": [f" {ANSWER_MARKER} {label}" for label in labels]} if known.joined_target else {
         "text_target": list(labels)}
-    end, texts = tokenizer.eos_token_id, []
-    for ids in tokenizer(**targets, truncation=False, padding=False, verbose=False)["input_ids"] if labels else ():
-        texts.append(ids[:ids.index(end)] if end in ids else ids)
+    end, ids = tokenizer.eos_token_id, tokenizer(**targets, truncation=False, padding=False, verbose=False)["input_ids"]
+    texts = [each[:each.index(end)] if end in each else each for each in ids]
     return [known.split(text.strip())[1].strip() for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
 
 def written_labels(
@@ -34,7 +33,7 @@ def written_labels(
     "What a student that learnt a label perfectly writes."
     texts = [label or "" for label in labels]
     distinct = list(dict.fromkeys(texts))
-    known = dict(zip(distinct, _written(tokenizer, distinct, method), strict=True))
+    known = dict(zip(distinct, _written(tokenizer, distinct, method), strict=True)) if distinct else {}
     return [known[text] for text in texts]
 
 # %% ../../nbs/students/14_written_labels.ipynb #6ca16b75
