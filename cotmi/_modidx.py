@@ -2016,6 +2016,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'cotmi/students/written_labels.py'),
                                                'cotmi.students.written_labels.right_labels': ( 'students/written_labels.html#right_labels',
                                                                                                'cotmi/students/written_labels.py'),
+                                               'cotmi.students.written_labels.spelt': ( 'students/written_labels.html#spelt',
+                                                                                        'cotmi/students/written_labels.py'),
                                                'cotmi.students.written_labels.unwritable_labels': ( 'students/written_labels.html#unwritable_labels',
                                                                                                     'cotmi/students/written_labels.py'),
                                                'cotmi.students.written_labels.written_labels': ( 'students/written_labels.html#written_labels',

@@ -87,7 +87,8 @@ def test_every_cut_is_counted_and_said(long_data, tmp_path, caplog):
     counts = run.report.lengths["valid"]["rationales"]
     assert counts["cut"] == counts["rows"] == 20 and counts["longest"] > counts["limit"] == 40
     for what, parameter in (("128 train inputs", "max_input_length"), ("128 train rationales", "max_target_length"),
-                            ("20 valid rationales", "max_target_length"), ("30 test rationales", "rationale_max_length"),
+                            ("20 valid rationales", "max_target_length"),
+                            ("30 test rationales", "rationale_max_length"),
                             ("30 answers to test", "label_max_length"), ("30 test inputs", "max_input_length")):
         lines = [line for line in told if what in line]
         assert len(lines) == 1 and parameter in lines[0] and "100.0 %" in lines[0] and "\n" not in lines[0], told

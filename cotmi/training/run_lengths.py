@@ -18,13 +18,12 @@ import numpy as np
 from datasets import Dataset
 
 from ..core import ConfigError, RunError, RunFile, read_json, write_json
-from ..data.data_report import shorten
 from ..data.examples import LoadedData
 from ..students.lengths import CAPS, PUBLISHED, Lengths, cut_shares, cut_warning, generation_limit, token_counts
 from ..students.methods import METHODS
 from ..students.student import Student
 from ..students.token_cache import kept_tokens
-from ..students.written_labels import unwritable_labels
+from ..students.written_labels import spelt, unwritable_labels
 from .run_config import RunConfig
 
 # %% ../../nbs/training/04a_run_lengths.ipynb #77c720a5
@@ -156,7 +155,7 @@ def _warn(report: Mapping[str, Any]) -> None:
             for line in cut_warning(f"{split} {what}", told["cut"], told["rows"], told["limit"], parameter):
                 _log.warning(line)
     if count := report["unwritable"]["count"]:
-        shown = ", ".join(f"{shorten(a, 40)!r} as {shorten(b, 40)!r}"
+        shown = ", ".join(f"{spelt(a, 40)} as {spelt(b, 40)}"
                           for a, b in list(report["unwritable"]["labels"].items())[:3])
         _log.warning("The student's tokenizer cannot write %d label(s): %s%s. An answer counts as right where it is "
                      "what can be written.", count, shown, ", …" if count > 3 else "")
