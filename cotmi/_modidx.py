@@ -734,6 +734,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'cotmi/data/data_report.py'),
                                         'cotmi.data.data_report._teacher_counts': ( 'data/data_report.html#_teacher_counts',
                                                                                     'cotmi/data/data_report.py'),
+                                        'cotmi.data.data_report.length_notes': ( 'data/data_report.html#length_notes',
+                                                                                 'cotmi/data/data_report.py'),
                                         'cotmi.data.data_report.report_rows': ( 'data/data_report.html#report_rows',
                                                                                 'cotmi/data/data_report.py'),
                                         'cotmi.data.data_report.shorten': ('data/data_report.html#shorten', 'cotmi/data/data_report.py')},

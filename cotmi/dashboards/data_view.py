@@ -17,7 +17,7 @@ from .layout import card, side, stack, toolbar
 from .markup import bullets, esc, key_values, missing, plain_table, quiet
 from .view import View, watch
 from ..data.completions import PROBLEMS
-from ..data.data_report import DataReport
+from ..data.data_report import DataReport, length_notes
 
 # %% ../../nbs/dashboards/19_data_view.ipynb #39209c92
 def row_counts(
@@ -70,7 +70,7 @@ def _about_html(report: DataReport) -> str:
     "Facts and notes."
     facts = {"dataset": f"{report.title} ({report.name})", "labels are": report.label_kind,
              "trained on": report.label_source}
-    return "<h3>About the data</h3>" + key_values(facts) + bullets(report.notes)
+    return "<h3>About the data</h3>" + key_values(facts) + bullets((*report.notes, *length_notes(report.lengths)))
 
 # %% ../../nbs/dashboards/19_data_view.ipynb #dcad04fe
 class DataView(View):
