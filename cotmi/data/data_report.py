@@ -194,7 +194,8 @@ def _report_text(report: DataReport) -> str:
 
 def _report_html(report: DataReport) -> str:
     title, name = html.escape(report.title), html.escape(report.name)
+    notes = (*report.notes, *length_notes(report.lengths))
     return "".join([
         f"<p><b>{title}</b> ({name}), labels: {report.label_source}</p>",
         report.to_frame().to_html(na_rep="-", float_format=_SHARES), report.problem_frame().to_html(),
-        _samples_html(report.files), *(f"<p>{html.escape(note)}</p>" for note in (*report.notes, *length_notes(report.lengths)))])
+        _samples_html(report.files), *(f"<p>{html.escape(note)}</p>" for note in notes)])

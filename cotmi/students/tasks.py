@@ -86,8 +86,9 @@ def _token_batch(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, meth
                  max_target_length: int) -> pa.RecordBatch:
     "Rows of examples as rows of `TOKEN_SCHEMA`."
     labels, rationales = ([text or "" for text in rows[column]] for column in ("label", "rationale"))
+    eos = str(tokenizer.eos_token or "")
     def inputs(task: str) -> _Tokens:
-        texts = [student_input(text, task, method, str(tokenizer.eos_token or "")) for text in rows["input"]]
+        texts = [student_input(text, task, method, eos) for text in rows["input"]]
         return _tokens(tokenizer, texts, max_input_length)
     joined = get_method(method).joined_target
     made = [inputs("predict"),
