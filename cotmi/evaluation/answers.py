@@ -140,7 +140,7 @@ def meant_labels(
     table: pd.DataFrame, # Rows of `answer`; an older one does not say what can be written
 ) -> list[str]: # A candidate where the answer stands for one; else what was written
     "The labels that a student's answers stand for."
-    written = table.get("written_choices", table.choices)
+    written = table["written_choices" if "written_choices" in table else "choices"]
     return [meant_label(label, list(candidates), dict(zip(candidates, back, strict=True)))
             for label, candidates, back in zip(table.predicted_label, table.choices, written, strict=True)]
 

@@ -66,8 +66,8 @@ def _warn_of_cuts(table: pd.DataFrame, config: RunConfig) -> None:
     if get_method(config.method).explains: # else the rationale is one text with the label
         limits.append(("rationale_cut", "test rationales", lengths.rationale, "rationale_max_length"))
     for column, what, limit, parameter in limits:
-        told = table[column].dropna()
-        for line in cut_warning(what, int(told.sum()), len(told), limit, parameter):
+        told = table[column].dropna().tolist()
+        for line in cut_warning(what, sum(told), len(told), limit, parameter):
             _log.warning(line)
 
 # %% ../../nbs/evaluation/08_evaluator.ipynb #806aba1a

@@ -23,13 +23,14 @@ def right_answers(
     kind: LabelKind, # How labels are compared
 ) -> list[bool]: # Whether each answer is right
     "Which answers are right."
-    return right_labels(kind, table.predicted_label, table.gold_label, table.get("written_label", table.gold_label))
+    written = table["written_label" if "written_label" in table else "gold_label"]
+    return right_labels(kind, table.predicted_label, table.gold_label, written)
 
 def _cut_figures(table: pd.DataFrame) -> dict[str, float]:
     "The shares of inputs, and of labels and rationales that were written, that a limit cut."
     columns = {"inputs_cut": "input_cut", "labels_cut": "label_cut", "rationales_cut": "rationale_cut"}
-    return {f"test/{name}": float(table[column].mean()) for name, column in columns.items()
-            if column in table and table[column].notna().any()}
+    known = {name: table[column].dropna().tolist() for name, column in columns.items() if column in table}
+    return {f"test/{name}": float(np.mean(told)) for name, told in known.items() if told}
 
 # %% ../../nbs/evaluation/06_scoring.ipynb #2dbcca3e
 def _padded_scores(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

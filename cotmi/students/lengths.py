@@ -52,7 +52,7 @@ def token_counts(
     for what, column in _COLUMNS.items():
         if what == "rationales" and not get_method(method).explains:
             continue
-        told = tokens.with_format("numpy")[column][:]
+        told = np.asarray(tokens.with_format("numpy")[column][:])
         limit = lengths.input if what == "inputs" else lengths.target
         counts[what] = {"rows": len(told), "median": float(np.median(told)), "high": float(np.quantile(told, 0.995)),
                         "longest": int(told.max()), "limit": limit, "cut": int((told > limit).sum())}

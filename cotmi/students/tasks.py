@@ -8,6 +8,7 @@ __all__ = ['PREFIXES', 'TASK_COLUMNS', 'COUNT_COLUMNS', 'TOKEN_SCHEMA', 'student
 # %% ../../nbs/students/01_tasks.ipynb #aefce724
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import datasets
 import pyarrow as pa
@@ -35,8 +36,8 @@ _SAMPLE = 32 # texts on which the two ways are held against each other
 
 def _called(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, **options) -> list[list[int]]:
     "Token ids as the tokenizer's own call gives them."
-    texts_as = {"text_target": texts} if target else {"text": texts}
-    return tokenizer(**texts_as, padding=False, verbose=False, **options)["input_ids"] if texts else []
+    given: dict[str, Any] = {"text_target": texts} if target else {"text": texts}
+    return cast(Any, tokenizer)(**given, padding=False, verbose=False, **options)["input_ids"] if texts else []
 
 def _whole_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, special: bool) -> list[list[int]]:
     "Token ids of texts, however long they are."
@@ -113,7 +114,7 @@ def token_batches(
     rows = examples.select_columns(["id", "input", "label", "rationale"]).with_format("arrow")
     hidden = datasets.are_progress_bars_disabled() or len(rows) <= _ROWS
     for at in tqdm(range(0, len(rows), _ROWS), desc="tokenise", disable=hidden, unit_scale=_ROWS, unit=" rows"):
-        part = rows[at:at + _ROWS].to_pydict()
+        part = cast(pa.Table, rows[at:at + _ROWS]).to_pydict()
         yield _token_batch(part, tokenizer, method, max_input_length, max_target_length)
 
 # %% ../../nbs/students/01_tasks.ipynb #977d5351

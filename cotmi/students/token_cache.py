@@ -13,10 +13,11 @@ import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
-import datasets
 import pyarrow as pa
 from datasets import Dataset
+from datasets import config as datasets_config
 from transformers import PreTrainedTokenizerBase
 
 from ..core import CotmiError, write_whole
@@ -25,7 +26,7 @@ from .tasks import TOKEN_SCHEMA, token_batches, tokenize_examples
 # %% ../../nbs/students/13_token_cache.ipynb #9ff00706
 def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     "All that says how a tokenizer turns texts into tokens."
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
     state = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
     own = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name not in ("name_or_path", "backend")}
     versions = {name: version(name) for name in ("tokenizers", "transformers")}
@@ -40,7 +41,7 @@ def token_key(
     "The name under which tokens are kept."
     digest = hashlib.sha256(repr(["1", *settings]).encode())
     digest.update(_rules(tokenizer).encode())
-    table = examples.select_columns(["id", "input", "label", "rationale"]).with_format("arrow")[:]
+    table = cast(pa.Table, examples.select_columns(["id", "input", "label", "rationale"]).with_format("arrow")[:])
     for batch in table.combine_chunks().to_batches(max_chunksize=50_000):
         digest.update(batch.serialize())
     return digest.hexdigest()[:32]
@@ -53,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 def cache_folder() -> Path: # It need not exist
     "Where tokens are kept."
-    return Path(datasets.config.HF_DATASETS_CACHE) / "cotmi-tokens"
+    return Path(datasets_config.HF_DATASETS_CACHE) / "cotmi-tokens"
 
 def _read(path: Path, rows: int) -> Dataset | None:
     "Kept tokens; None where there are none, or where they are broken."

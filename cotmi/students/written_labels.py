@@ -7,6 +7,7 @@ __all__ = ['written_labels', 'right_labels', 'meant_label', 'spelt', 'unwritable
 
 # %% ../../nbs/students/14_written_labels.ipynb #efefba5c
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,11 +19,12 @@ from .methods import ANSWER_MARKER, get_method
 def _written(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], method: str) -> list[str]:
     "What comes back of each label."
     known = get_method(method)
-    targets = {"text": [f" {ANSWER_MARKER} {label}" for label in labels]} if known.joined_target else {
+    targets: dict[str, Any] = {"text": [f" {ANSWER_MARKER} {label}" for label in labels]} if known.joined_target else {
         "text_target": list(labels)}
-    end, ids = tokenizer.eos_token_id, tokenizer(**targets, truncation=False, padding=False, verbose=False)["input_ids"]
+    call, end = cast(Any, tokenizer), tokenizer.eos_token_id
+    ids = call(**targets, truncation=False, padding=False, verbose=False)["input_ids"]
     texts = [each[:each.index(end)] if end in each else each for each in ids]
-    return [known.split(text.strip())[1].strip() for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
+    return [known.split(text.strip())[1].strip() for text in call.batch_decode(texts, skip_special_tokens=True)]
 
 def written_labels(
     tokenizer: PreTrainedTokenizerBase, # The student's
@@ -67,7 +69,7 @@ def spelt(
 
 def _refuse_lost_marker(tokenizer: PreTrainedTokenizerBase, method: str) -> None:
     "Refuse a tokenizer that cannot write what a label stands behind."
-    back = tokenizer.decode(tokenizer(f" {ANSWER_MARKER} ")["input_ids"], skip_special_tokens=True)
+    back = str(tokenizer.decode(cast(Any, tokenizer(f" {ANSWER_MARKER} ")["input_ids"]), skip_special_tokens=True))
     if get_method(method).joined_target and ANSWER_MARKER not in back:
         raise StudentError(f"The student's tokenizer writes {back.strip()!r} for {ANSWER_MARKER!r}, behind which a "
                            f"{method} student puts its label. Choose another student, or method=dss.")

@@ -354,7 +354,7 @@ def training_arguments(
 # %% ../../nbs/training/06_trainer.ipynb #29771221
 def _training_rows(tokens: Dataset, config: RunConfig) -> Dataset:
     "Tokenised train rows, with the columns of the tasks that are trained."
-    return tokens.select_columns(TASK_COLUMNS if METHODS[config.method].explains else TASK_COLUMNS[:2])
+    return tokens.select_columns(list(TASK_COLUMNS if METHODS[config.method].explains else TASK_COLUMNS[:2]))
 
 def training_texts(
     data: LoadedData, # The data of a run
