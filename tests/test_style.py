@@ -23,7 +23,7 @@ LATE = {
     ("cli", "data.fetch"): COMMAND, ("cli", "llm.judge"): COMMAND, ("cli", "runs.comparison"): COMMAND,
     ("cli", "runs.judging"): COMMAND, ("cli", "dashboards.report"): COMMAND,
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
-    ("dashboards.asking", "students.tasks"): TORCH,
+    ("dashboards.asking", "students.tasks"): TORCH, ("dashboards.asking", "training.run_lengths"): TORCH,
     ("dashboards.calibration_figures", "evaluation.calibration"): TORCH,
     ("dashboards.in_experiments", "dashboards.curves"): EXTRA,
     ("dashboards.in_experiments", "dashboards.live_monitor"): EXTRA,

@@ -55,10 +55,11 @@ def features_of(
     "Z and V of answered inputs, in the dimensions that the run has stored."
     from cotmi.students.features import extract_features  # torch
     from cotmi.students.tasks import tokenize_examples  # transformers
+    from cotmi.training.run_lengths import run_lengths  # torch
 
     examples = _typed_examples(answers["input"].tolist(), answers["choices"].tolist(), answers)
-    tokens = tokenize_examples(examples, student.tokenizer, config.method, config.max_input_length,
-                               config.max_target_length)
+    lengths = run_lengths(config)
+    tokens = tokenize_examples(examples, student.tokenizer, config.method, lengths.input, lengths.target)
     features = extract_features(student, tokens, config.features, most_dimensions=10**9)
     place = {name: i for i, name in enumerate(features.names)}
     if not names or not all(name in place for name in names): # an older run may not name them

@@ -14,7 +14,7 @@ from typing import Any
 from .markup import bullets, esc, key_values, plain_table, remark
 from ..data.checks import SplitChecks
 from ..data.completions import PROBLEMS
-from ..data.data_report import DataReport
+from ..data.data_report import DataReport, length_notes
 from ..data.labels import get_label_kind
 
 # %% ../../nbs/dashboards/18a_data_page.ipynb #e297bbf2
@@ -100,7 +100,7 @@ def about_html(
     "Facts and notes."
     facts = {"dataset": f"{report.title} ({report.name})", "labels are": _kind(report),
              "trained on": report.label_source}
-    return "<h3>About the data</h3>" + key_values(facts) + bullets(report.notes)
+    return "<h3>About the data</h3>" + key_values(facts) + bullets((*report.notes, *length_notes(report.lengths)))
 
 # %% ../../nbs/dashboards/18a_data_page.ipynb #31ef2154
 def _style() -> str:

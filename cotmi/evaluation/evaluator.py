@@ -6,6 +6,7 @@
 __all__ = ['Evaluation', 'evaluate_student']
 
 # %% ../../nbs/evaluation/08_evaluator.ipynb #0a875bd2
+import logging
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,15 +16,17 @@ import pandas as pd
 
 from ..core import bootstrap_interval, load_settings
 from ..data.examples import LoadedData
-from ..data.labels import correct_labels
 from .answers import answer
 from .faithfulness import rationale_effect
 from .rationale_quality import Embedder, load_embedder
-from .scoring import score_predictions, with_interval
+from .scoring import right_answers, score_predictions, with_interval
 from .shared_information import SharedInformation, sample_features, shared_information
 from ..students.features import Features
+from ..students.lengths import cut_warning
+from ..students.methods import get_method
 from ..students.student import Student
 from ..training.run_config import RunConfig
+from ..training.run_lengths import run_lengths, settle_lengths
 
 # %% ../../nbs/evaluation/08_evaluator.ipynb #a56fdc49
 @dataclass(frozen=True)
@@ -52,6 +55,21 @@ class _Scored:
     figures: dict[str, float]
     notes: list[str] = field(default_factory=list)
 
+# %% ../../nbs/evaluation/08_evaluator.ipynb #b8da4021
+_log = logging.getLogger(__name__)
+
+def _warn_of_cuts(table: pd.DataFrame, config: RunConfig) -> None:
+    "A line for each limit that cuts more than a few test texts."
+    lengths = run_lengths(config)
+    limits = [("input_cut", "test inputs", lengths.input, "max_input_length"),
+              ("label_cut", "answers to test", lengths.label, "label_max_length")]
+    if get_method(config.method).explains: # else the rationale is one text with the label
+        limits.append(("rationale_cut", "test rationales", lengths.rationale, "rationale_max_length"))
+    for column, what, limit, parameter in limits:
+        told = table[column].dropna().tolist()
+        for line in cut_warning(what, sum(told), len(told), limit, parameter):
+            _log.warning(line)
+
 # %% ../../nbs/evaluation/08_evaluator.ipynb #806aba1a
 def _score_answers(student: Student, data: LoadedData, config: RunConfig, progress: bool) -> _Scored:
     "Let the student answer valid and test, and judge every answer."
@@ -62,7 +80,8 @@ def _score_answers(student: Student, data: LoadedData, config: RunConfig, progre
     embedder, note = _embedder_of(load_settings()["evaluate.embedding_model"]) if explained else (None, "")
     taught = data.report.splits["test"].teacher_correct is not None
     table, figures = score_predictions(table, spec.label_kind, valid, embedder, taught)
-    accuracy = float(np.mean(correct_labels(spec.label_kind, valid.predicted_label, valid.gold_label)))
+    accuracy = float(np.mean(right_answers(valid, spec.kind)))
+    _warn_of_cuts(table, config)
     return _Scored(table, {"valid/accuracy": accuracy, **figures},
                    [f"rationale cosine left out: {note}"] if note else [])
 
@@ -87,6 +106,7 @@ def evaluate_student(
     progress: bool = True, # Show progress bars
 ) -> Evaluation: # Figures, predictions, features, estimates
     "Evaluate a student; nothing is written."
+    config = settle_lengths(config, data, student)
     scored = _score_answers(student, data, config, progress)
     figures = scored.figures | _effect_figures(student, scored.table, config, progress)
     if not data.spec.rationales:

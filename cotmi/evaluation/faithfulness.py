@@ -16,22 +16,23 @@ from ..students.methods import get_method
 from ..students.student import Student
 from ..students.tasks import student_input
 from ..training.run_config import RunConfig
+from ..training.run_lengths import run_lengths
 
 # %% ../../nbs/evaluation/05_faithfulness.ipynb #50aa82ab
 def _gold_given(
     student: Student, table: pd.DataFrame, given: list[str], config: RunConfig, progress: str,
 ) -> np.ndarray:
     "[n] log-likelihood of each row's gold label when its rationale is the one given."
-    texts, targets, starts = [], [], []
+    texts, targets, starts, lengths = [], [], [], run_lengths(config)
     single = get_method(config.method).joined_target
     for text, gold, rationale in zip(table.input, table.gold_label, given, strict=True):
         joined = text if single else text + SEGMENT_SEPARATOR + rationale
         texts.append(student_input(joined, "predict", config.method, str(student.tokenizer.eos_token or "")))
         target, start = label_targets(student.tokenizer, [gold], config.method, rationale if single else "",
-                                      config.max_target_length)
+                                      lengths.target)
         targets.append(target)
         starts.append(start)
-    inputs = student.tokenizer(texts, truncation=True, max_length=config.max_input_length)["input_ids"]
+    inputs = student.tokenizer(texts, truncation=True, max_length=lengths.input)["input_ids"]
     return np.concatenate(
         target_log_likelihoods(student, inputs, targets, starts, config.eval_batch_size, progress))
 

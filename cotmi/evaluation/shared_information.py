@@ -21,6 +21,7 @@ from ..students.features import Features, extract_features
 from ..students.student import Student
 from ..students.tasks import tokenize_examples
 from ..training.run_config import RunConfig
+from ..training.run_lengths import run_lengths
 
 # %% ../../nbs/evaluation/07_shared_information.ipynb #96d8fd6f
 def sample_features(
@@ -30,8 +31,8 @@ def sample_features(
 ) -> Features: # Z and V of the sample, in the order of the split
     "Features of a sample of test that every run on these data shares."
     kept = np.sort(np.random.default_rng(0).permutation(len(test))[:config.mi_pairs])
-    sample = tokenize_examples(test.select(kept), student.tokenizer, config.method, config.max_input_length,
-                               config.max_target_length)
+    lengths = run_lengths(config)
+    sample = tokenize_examples(test.select(kept), student.tokenizer, config.method, lengths.input, lengths.target)
     return extract_features(student, sample, config.features, config.eval_batch_size)
 
 # %% ../../nbs/evaluation/07_shared_information.ipynb #10da9435

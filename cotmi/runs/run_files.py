@@ -72,7 +72,7 @@ def _read_report(path: Path, faults: list[str]) -> DataReport:
 # %% ../../nbs/runs/00_run_files.ipynb #b7779da6
 PREDICTION_COLUMNS = ("id", "input", "gold_label", "teacher_label", "predicted_label", "correct", "teacher_correct",
                       "confidence", "rationale", "generated_rationale")
-_LIST_COLUMNS = {"choices": pa.list_(pa.string()), **dict.fromkeys(
+_LIST_COLUMNS = {"choices": pa.list_(pa.string()), "written_choices": pa.list_(pa.string()), **dict.fromkeys(
     ("label_scores", "label_probabilities", "label_probabilities_normalised"), pa.list_(pa.float64()))}
 
 # %% ../../nbs/runs/00_run_files.ipynb #749546b8

@@ -54,7 +54,7 @@ if TYPE_CHECKING: # these bring torch, which no reader of runs needs
     from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
 from ..students.methods import METHODS
-from ..training.run_config import check_ready
+from ..training.run_config import check_ready, is_settled
 
 # %% ../../nbs/runs/02_run_folder.ipynb #d6f10295
 def _lock_of(folder: Path) -> FileLock:
@@ -409,6 +409,15 @@ def _environments(run: Run) -> dict[str, Any]:
     earlier = before.pop("earlier", [])
     return {**record, "earlier": [*earlier, before]} if before else record
 
+# %% ../../nbs/runs/02_run_folder.ipynb #90c5d2a2
+def _config_record(config: "RunConfig", run: Run) -> dict[str, Any]:
+    "config.json of a start: what was asked for, and the lengths that an earlier start of the same run settled."
+    values, sources = config.to_dict(), dict(config.sources)
+    for name, source in run.config_sources.items():
+        if is_settled(str(source)) and values.get(name) is None:
+            values[name], sources[name] = run.config.get(name), source
+    return {"values": values, "sources": sources}
+
 # %% ../../nbs/runs/02_run_folder.ipynb #366eb008
 def _join_run(folder: Path, seconds: float = 600) -> Run:
     "The run that the first process has begun, waited for."
@@ -461,9 +470,8 @@ def start_run(
         run._lock = lock
         if report is not None:
             _check_resumable(run, report)
-            run.write(RunFile.DATA_REPORT, report.to_dict())
-        run.write(RunFile.CONFIG, {"values": config.to_dict(), "sources": dict(config.sources),
-                                   "data": data_record(config, report)})
+            run.write(RunFile.DATA_REPORT, {**report.to_dict(), "lengths": run.report and run.report.lengths})
+        run.write(RunFile.CONFIG, {**_config_record(config, run), "data": data_record(config, report)})
         run.write(RunFile.ENVIRONMENT, _environments(run))
         run.write(RunFile.METRICS, {"status": "running"})
     except BaseException:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .batches import length_batches, pad, progress_bar
+from .encoder_decoder import end_tokens
 from .student import Student
 
 # %% ../../nbs/students/12_generation.ipynb #4b3d67e9
@@ -20,6 +21,7 @@ class Generated(NamedTuple):
     "What a student wrote."
     texts: list[str] # Without special tokens, stripped
     token_ids: list[list[int]] # Up to the end of sequence, which is there if it was reached in time
+    cut: list[bool] # Whether the limit ended it before the student did
 
 def generate_ids(
     student: Student, # Who writes
@@ -31,7 +33,9 @@ def generate_ids(
     "Greedy answers with their token ids."
     answers = student.family.generate(student.model.eval(), input_ids, max_new_tokens, batch_size, progress)
     texts = student.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
-    return Generated([text.strip() for text in texts], answers)
+    ends = end_tokens(student.model)
+    cut = [len(ids) >= max_new_tokens and ids[-1] not in ends for ids in answers]
+    return Generated([text.strip() for text in texts], answers, cut)
 
 # %% ../../nbs/students/12_generation.ipynb #70a749ec
 def generate(

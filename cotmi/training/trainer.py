@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,18 +44,20 @@ from cotmi.core import (
     write_whole,
 )
 from ..data.examples import LoadedData
-from ..data.labels import correct_labels
+from ..data.labels import get_label_kind
 from ..information.critics import get_critic
 from ..students.batches import LengthGroupedBatches, TwoTaskCollator, example_lengths, length_batches
 from ..students.generation import generate
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
 from ..students.student import Student
-from ..students.tasks import tokenize_examples
+from ..students.tasks import TASK_COLUMNS
+from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
 from .fused_linear_loss import vocabulary_pass
 from .losses import term_weights
 from .run_config import RunConfig
+from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .selection import SELECTIONS, Selection, best_evaluation
 from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items, step_losses
 from .trackers import TRACKERS, tracker_names, tracking
@@ -106,6 +108,7 @@ class WatchedSplit:
     gold: list[str] # Gold labels, as the data has them
     label_kind: str # How labels are compared, of LABEL_KINDS
     method: Method # What an answer holds
+    written: list[str] | None = None # What the student can write of them; the labels themselves if None
     rows: Sequence[dict[str, list[int]]] = () # Tokenised rows that the loss is taken over; none for no loss
     explain_ids: Sequence[list[int]] = () # Token ids of the rationale task's inputs, where rationales are measured
     rationales: Sequence[str] = () # The teacher's rationales, where rationales are measured
@@ -115,15 +118,15 @@ class WatchedSplit:
     ) -> float: # Share that is right
         "Share of answers that agree with the gold label."
         predicted = [self.method.split(text)[1] for text in answers]
-        return float(np.mean(correct_labels(self.label_kind, predicted, self.gold)))
+        written = self.gold if self.written is None else self.written
+        return float(np.mean(right_labels(get_label_kind(self.label_kind), predicted, self.gold, written)))
 
 # %% ../../nbs/training/06_trainer.ipynb #ef00b2e3
 LOSS_EXAMPLES = 1000 # of valid, at the most, where the loss does not pick the checkpoint (our choice)
 
 def _trained_columns(tokens: Dataset, method: Method) -> Dataset:
     "The columns of the tasks that a method trains."
-    return tokens.select_columns(["predict_input_ids", "label_ids",
-                                  *(["explain_input_ids", "rationale_ids"] if method.explains else [])])
+    return tokens.select_columns(list(TASK_COLUMNS if method.explains else TASK_COLUMNS[:2]))
 
 def _with_selection(split: WatchedSplit, tokens: Dataset, rationales: Sequence[str | None],
                     config: RunConfig) -> WatchedSplit:
@@ -140,17 +143,17 @@ def watched_splits(
     data: LoadedData, # The data of a run
     student: Student, # Its tokenizer reads the inputs
     config: RunConfig, # Method, lengths and paper_protocol
+    tokens: Mapping[str, Dataset] | None = None, # The splits' rows of `tokenize_examples`; made if None
 ) -> dict[str, WatchedSplit]: # By name
     "Valid, and test where the paper's protocol asks for its curve."
     watched = {}
     for name in ("valid", "test") if config.paper_protocol else ("valid",):
-        rows = data.examples[name]
-        tokens = tokenize_examples(rows, student.tokenizer, config.method, config.max_input_length,
-                                   config.max_target_length)
-        watched[name] = WatchedSplit(list(tokens["predict_input_ids"]), list(rows["gold_label"]), data.spec.label_kind,
-                                     METHODS[config.method])
+        rows, examples = tokens[name] if tokens else tokenize_split(data, name, student, config), data.examples[name]
+        gold = list(examples["gold_label"])
+        watched[name] = WatchedSplit(list(rows["predict_input_ids"]), gold, data.spec.label_kind,
+                                     METHODS[config.method], written_labels(student.tokenizer, gold, config.method))
         if name == "valid": # the one that picks
-            watched[name] = _with_selection(watched[name], tokens, list(rows["rationale"]), config)
+            watched[name] = _with_selection(watched[name], rows, list(examples["rationale"]), config)
     return watched
 
 # %% ../../nbs/training/06_trainer.ipynb #54984b30
@@ -158,11 +161,11 @@ def _share(rows: Sequence, process: int, processes: int) -> Sequence:
     "A process's run of the rows; those of all processes, one after the other, are the whole."
     return rows[len(rows) * process // processes:len(rows) * (process + 1) // processes]
 
-def _answers(student: Student, input_ids: Sequence[list[int]], config: RunConfig,
+def _answers(student: Student, input_ids: Sequence[list[int]], longest: int, config: RunConfig,
              accelerator: Accelerator) -> list[str]:
     "What a student answers to inputs, known to every process."
     own = _share(input_ids, accelerator.process_index, accelerator.num_processes)
-    return gather_object(generate(student, own, config.generation_max_length, config.eval_batch_size))
+    return gather_object(generate(student, own, longest, config.eval_batch_size))
 
 # %% ../../nbs/training/06_trainer.ipynb #f81dc5ef
 def _split_loss(module: CotModule, rows: Sequence[dict[str, list[int]]], collate: Callable[[list[dict]], Any],
@@ -198,13 +201,14 @@ def _rouge_l(written: Sequence[str], references: Sequence[str]) -> float:
 def _split_figures(trainer: "CotTrainer", split: WatchedSplit) -> dict[str, float]:
     "The figures of a split by name, accuracy first."
     asked, config, accelerator = trainer.module.asked, trainer.run_config, trainer.accelerator
-    answers = _answers(asked, split.input_ids, config, accelerator)
+    lengths = run_lengths(config)
+    answers = _answers(asked, split.input_ids, lengths.label, config, accelerator)
     figures = {"accuracy": split.accuracy(answers)}
     if split.rows:
         figures["loss"] = _split_loss(trainer.module, split.rows, trainer.data_collator, config, accelerator)
     if split.rationales:
         written = ([split.method.split(answer)[0] or "" for answer in answers] if split.method.joined_target
-                   else _answers(asked, split.explain_ids, config, accelerator))
+                   else _answers(asked, split.explain_ids, lengths.rationale, config, accelerator))
         figures["rationale_rouge_l"] = _rouge_l(written, split.rationales)
     return figures
 
@@ -319,6 +323,7 @@ class CotTrainer(_CheckpointedTrainer):
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms, self.route = config, TermSums(), ""
+        self.cut: dict[str, float] = {} # shares of the training texts that are cut
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
         super().__init__(*given, callbacks=list(callbacks))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
@@ -375,11 +380,9 @@ def training_arguments(
     return arguments
 
 # %% ../../nbs/training/06_trainer.ipynb #29771221
-def _training_rows(data: LoadedData, student: Student, config: RunConfig) -> Dataset:
+def _training_rows(tokens: Dataset, config: RunConfig) -> Dataset:
     "Tokenised train rows, with the columns of the tasks that are trained."
-    tokenized = tokenize_examples(data.examples["train"], student.tokenizer, config.method,
-                                  config.max_input_length, config.max_target_length).remove_columns("id")
-    return _trained_columns(tokenized, METHODS[config.method])
+    return _trained_columns(tokens, METHODS[config.method])
 
 def training_texts(
     data: LoadedData, # The data of a run
@@ -400,11 +403,13 @@ class TrainResult:
     examples_per_second: float # Median over the log steps
     stopped: bool # True where somebody stopped it before its last step
     route: str = "" # By whose forward the student was trained, and why
+    cut: dict[str, float] = field(default_factory=dict) # Shares of the training texts that were cut, by name
 
     def metrics(self) -> dict[str, float]: # Flat names as in metrics.json
         "The summary as metrics."
         return {"train/steps": self.steps, "train/best_step": self.best_step, "train/seconds": self.seconds,
-                "train/examples_per_second": self.examples_per_second, "valid/best_accuracy": self.best_accuracy}
+                "train/examples_per_second": self.examples_per_second, "valid/best_accuracy": self.best_accuracy,
+                **{f"train/{name}": share for name, share in self.cut.items()}}
 
 # %% ../../nbs/training/06_trainer.ipynb #3900edd5
 def _write_student(module: CotModule, student: Student, folder: Path):
@@ -447,7 +452,8 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return TrainResult(
         student, steps=state.global_step, best_step=kept.get("step", state.global_step),
         best_accuracy=kept.get("valid/accuracy", math.nan), seconds=last.get("seconds", 0.0), route=trainer.route,
-        examples_per_second=float(np.median(speeds)) if speeds else math.nan, stopped=not _has_ended(trainer))
+        cut=trainer.cut, examples_per_second=float(np.median(speeds)) if speeds else math.nan,
+        stopped=not _has_ended(trainer))
 
 # %% ../../nbs/training/06_trainer.ipynb #56730125
 def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
@@ -462,13 +468,15 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
-def _make_trainer(config: RunConfig, data: LoadedData, student: Student, history: History, arguments: TrainingArguments,
-                  callbacks: Iterable[TrainerCallback]) -> CotTrainer:
+def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, history: History,
+                  arguments: TrainingArguments, callbacks: Iterable[TrainerCallback]) -> CotTrainer:
     "The trainer of a run."
-    rows, watched = _training_rows(data, student, config), watched_splits(data, student, config)
+    config, rows = texts.config, _training_rows(texts.tokens["train"], texts.config)
+    watched = watched_splits(data, student, config, texts.tokens)
     patience = [Patience(config.patience, SELECTIONS[config.select_by])] if config.patience else []
     trainer = CotTrainer(CotModule(student, config), arguments, TwoTaskCollator(student.pad_token), rows,
                          config, watched, [history, *patience, *callbacks])
+    trainer.cut = texts.cut
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -516,13 +524,14 @@ def train(
     student = load_student(config.student, training_texts(data), config.seed, config.dropout)
     if config.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
-    arguments = training_arguments(config, folder)
+    texts = prepare_texts(config, data, student, folder)
+    arguments = training_arguments(texts.config, folder)
     if first := arguments.process_index == 0:
         _clear_unfinished(folder)
     history = History(folder / RunFile.HISTORY, arguments.train_batch_size * config.gradient_accumulation_steps
                       * arguments.world_size)
     shown, checkpoint = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])], last_checkpoint(folder)
-    with tracking(config, folder, _step_of(checkpoint)) if first else nullcontext([]) as trackers:
-        trainer = _make_trainer(config, data, student, history, arguments, [*callbacks, *trackers, *shown])
+    with tracking(texts.config, folder, _step_of(checkpoint)) if first else nullcontext([]) as trackers:
+        trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *trackers, *shown])
         _train_on(trainer, history, checkpoint)
     return _finish(trainer, student, history.rows, folder)
