@@ -210,7 +210,7 @@ def evaluate_command(
 # %% ../nbs/10_cli.ipynb #1a4a8787
 def _say_judged(run: Run, model: str, report: Any) -> None:
     "Print what a judge said of a run; raises `RunError` where examples have no score."
-    typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nVerdicts: {run.path / RunFile.VERDICTS}\n"
+    typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nAnswers: {run.path / RunFile.VERDICTS}\n"
                f"The mean is test/rationale_judge in {run.path / RunFile.METRICS}, and in `cotmi compare`.")
     if missing := report.summary["examples"] - report.summary["scored"]:
         raise RunError(f"{missing} of {report.summary['examples']} examples have no score; the same command asks for "
@@ -233,20 +233,22 @@ def judge_command(
                                                    show_default=False)] = None,
     price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million answer tokens.",
                                                     show_default=False)] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Cap on the cost, in the currency of the prices.",
+                                                   show_default=False)] = None,
 ) -> None:
     "Have a language model score the rationales of a run from 1 to 5; what is scored already is not asked again."
-    from cotmi.llm.judge import Judge  # an HTTP client that nothing else here needs
+    from cotmi.llm.endpoint import Endpoint  # late: clients that nothing else here needs
     from cotmi.runs.judging import judge_run
 
     if Run(run).status == "running":
         raise RunError(f"{run} is being written by another process. Wait for it to end.")
     options = {"model": model, "base_url": base_url, "max_calls": max_calls, "price_in": price_in,
-               "price_out": price_out}
-    judge = Judge.from_settings(**{name: value for name, value in options.items() if value is not None})
+               "price_out": price_out, "max_cost": max_cost}
+    judge = Endpoint.from_settings("judge", **{name: value for name, value in options.items() if value is not None})
     try:
         report = judge_run(run, judge, limit, seed)
     except KeyboardInterrupt:
-        raise RunError("Interrupted. The verdicts so far are kept; the same command asks for the others.") from None
+        raise RunError("Interrupted. The answers so far are kept; the same command asks for the others.") from None
     _say_judged(Run(run), judge.model, report)
 
 # %% ../nbs/10_cli.ipynb #d6118146

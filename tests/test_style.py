@@ -20,7 +20,7 @@ EXTRA = "needs packages of the extra `dashboards`"
 COMMAND = "only this command needs it"
 LATE = {
     ("__init__", "core"): "only where an extra is missing",
-    ("cli", "data.fetch"): COMMAND, ("cli", "llm.judge"): COMMAND, ("cli", "runs.comparison"): COMMAND,
+    ("cli", "data.fetch"): COMMAND, ("cli", "llm.endpoint"): COMMAND, ("cli", "runs.comparison"): COMMAND,
     ("cli", "runs.judging"): COMMAND,
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
     ("dashboards.asking", "students.tasks"): TORCH,

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from tqdm.auto import tqdm
 
@@ -51,7 +52,7 @@ class _Wire(httpx2.AsyncBaseTransport):
     "Counts, bounds and reads what goes over the network."
     def __init__(self, endpoint: Endpoint, ledger: Ledger, answered: asyncio.Event):
         limits = httpx2.Limits(max_connections=endpoint.workers, max_keepalive_connections=endpoint.workers)
-        self._inner = endpoint.transport or httpx2.AsyncHTTPTransport(limits=limits)
+        self._inner = endpoint.transport or httpx2.AsyncHTTPTransport(limits=limits, proxy=_proxy(endpoint))
         self._endpoint, self._ledger, self._answered = endpoint, ledger, answered
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -67,12 +68,18 @@ class _Wire(httpx2.AsyncBaseTransport):
             self._answered.set()
         if response.status_code != 200:
             self._ledger.fault(f"status {response.status_code}", redact(response.text, self._endpoint.secrets))
+        if response.status_code == 429 and "insufficient_quota" in response.text[:2000]:
+            response.headers["x-should-retry"] = "false" # no waiting brings credit
         return response
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
-# %% ../../nbs/llm/04_client.ipynb #85b83e27
+# %% ../../nbs/llm/04_client.ipynb #f7be52a3
+def _proxy(endpoint: Endpoint) -> str | None:
+    "The proxy that the environment names for an address; none for one that it excepts."
+    return None if proxy_bypass(endpoint.address.host) else getproxies().get(urlsplit(endpoint.address.url).scheme)
+
 async def _whole_response(inner: Any, request: httpx2.Request, endpoint: Endpoint) -> httpx2.Response:
     "The response with its whole body; raises what httpx2 raises, and `_TooLarge`."
     body = bytearray()
@@ -98,16 +105,17 @@ def _kind_of(fault: Exception) -> str:
 
 # %% ../../nbs/llm/04_client.ipynb #d795c4a1
 def _openai_client(endpoint: Endpoint, wire: _Wire) -> openai.AsyncOpenAI:
-    "The package's client for an endpoint; Azure wants its key in a header of its own."
+    "The package's client for an endpoint."
     http = httpx2.AsyncClient(transport=wire, timeout=endpoint.timeout, follow_redirects=False, trust_env=False)
-    headers: dict[str, Any] = {"Accept-Encoding": "identity"}
-    if endpoint.address.azure and endpoint.api_key:
-        headers["api-key"] = endpoint.api_key
-    if endpoint.address.azure or not endpoint.api_key:
-        headers["Authorization"] = openai.Omit()
     return openai.AsyncOpenAI(api_key=endpoint.api_key or "none", base_url=endpoint.address.url, http_client=http,
-                              max_retries=endpoint.attempts - 1, default_headers=headers, organization="", project="",
+                              max_retries=endpoint.attempts - 1, organization="", project="",
                               default_query=dict(endpoint.address.query))
+
+def _headers(endpoint: Endpoint) -> dict[str, Any]:
+    "Headers of every request: Azure wants its key in one of its own, and a local server wants none."
+    azure = endpoint.address.azure and endpoint.api_key
+    bearer = {} if endpoint.api_key and not azure else {"Authorization": openai.Omit()}
+    return {"Accept-Encoding": "identity", **({"api-key": endpoint.api_key} if azure else {}), **bearer}
 
 # %% ../../nbs/llm/04_client.ipynb #80ddff4b
 _FATAL = {401: "No access", 402: "No credit", 403: "No access", 404: "No such address or model"}
@@ -216,7 +224,8 @@ async def _worded(client: Client, wish: Wish) -> str:
         seen.add(dialect)
         body = body_of(wish, client.endpoint.model, dialect, client.endpoint.extra)
         try:
-            response = await client._openai.post(wish.path, cast_to=httpx2.Response, body=body)
+            response = await client._openai.post(wish.path, cast_to=httpx2.Response, body=body,
+                                                 options={"headers": _headers(client.endpoint)})
             return response.text
         except openai.APIStatusError as fault:
             _check_access(fault, client.endpoint)

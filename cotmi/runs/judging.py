@@ -7,13 +7,15 @@ __all__ = ['judge_run']
 
 # %% ../../nbs/runs/05_judging.ipynb #fde17ec3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..core import RunError, RunFile, read_json
 from ..data.examples import SEGMENT_SEPARATOR
-from ..llm.judge import Judge, JudgeReport, judge_rationales
+from ..llm.endpoint import Endpoint
+from ..llm.judge import JudgeReport, judge_rationales
 from .run_folder import Run, open_run
 
 # %% ../../nbs/runs/05_judging.ipynb #19dc9ce8
@@ -36,23 +38,34 @@ def _drawn(table: pd.DataFrame, examples: int | None, seed: int) -> pd.DataFrame
                          generated_rationale=sample.generated_rationale.fillna(""))
 
 # %% ../../nbs/runs/05_judging.ipynb #5c93207c
+def _judgement(run: Run, report: JudgeReport) -> dict[str, Any]:
+    "What judge.json is to hold: this judge run, and the scores of every judge, also of earlier ones."
+    scored = report.table[report.table.score.notna()]
+    own = {key: report.summary[key] for key in ("model", "prompt", "date")}
+    path = run.path / RunFile.JUDGEMENT
+    earlier = read_json(path, RunError).get("judges", {}) if path.exists() else {}
+    scores = scored[["id", "score", "reason"]].to_dict("records")
+    return report.summary | {"judges": earlier | {f"{own['model']}, {own['prompt']}": own | {"scores": scores}}}
+
 def judge_run(
     folder: str | Path, # A run folder with predictions
-    judge: Judge | None = None, # Whom to ask; the settings' judge if None
+    judge: Endpoint | None = None, # Whom to ask; the settings' judge if None
     examples: int | None = None, # Examples to judge, at the most; all if None
     seed: int = 0, # Seed of the sample
     progress: bool = True, # Show a progress bar
 ) -> JudgeReport: # The scores; its summary is what was written
     "Score a run's rationales and add the mean to its metrics; raises `RunError` where another process writes the run."
-    judge = judge or Judge.from_settings()
+    judge = judge or Endpoint.from_settings("judge")
     if (metrics := Path(folder, RunFile.METRICS)).exists():
         read_json(metrics, RunError) # what cannot be read is not written over
     sample = _drawn(_rationales_of(Run(folder)), examples, seed)
     run = open_run(folder)
     try:
         report = judge_rationales(sample.to_dict("records"), judge, run.path / RunFile.VERDICTS, progress)
-        run.write(RunFile.JUDGEMENT, report.summary)
-        run.write(RunFile.METRICS, run.metrics | report.to_dict("test/"))
+        if report.table.score.notna().any():
+            run.write(RunFile.JUDGEMENT, _judgement(run, report))
+        if report.table.score.notna().all() or run.metrics.get("test/rationale_judge") is None:
+            run.write(RunFile.METRICS, run.metrics | report.to_dict("test/"))
     finally:
         run.close() # a judge that cannot be asked makes no run fail
     return report
