@@ -1,3 +1,4 @@
+# ruff: noqa: E701
 """A server on loopback that speaks the chat protocol in many dialects and misbehaves as its questions say.
 
 What it does hangs on the first word of the question's last user message (for a judge, of the explanation in it), on how
@@ -48,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.asked[self.said] += 1
             server.bodies.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.paths.append(self.path)
             times = server.asked[self.said]
         server.times.setdefault(self.said, []).append(time.monotonic())

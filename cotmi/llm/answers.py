@@ -191,6 +191,7 @@ def _append(file: AnswerFile, lines: list[bytes]) -> None:
                 file._places[found[1].decode()] = start
             start += len(line) + 1
 
+# %% ../../nbs/llm/02_answers.ipynb #4753683f
 async def _keep(file: AnswerFile, record: Mapping[str, Any]) -> None:
     "Let a record wait for the disk with others."
     done = asyncio.get_running_loop().create_future()

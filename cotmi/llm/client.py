@@ -40,7 +40,7 @@ class Unanswered(Exception):
         fault: str, # What went wrong, without secrets
     ):
         super().__init__(fault)
-        self.kind = kind
+        self.kind, self.tries = kind, 0 # the requests made for it
 
 class _TooLarge(Exception):
     "An answer has more bytes than it may."
@@ -150,6 +150,7 @@ class Reply(NamedTuple):
     tries: int # Requests made for it
     cached: bool # Whether it was there already
 
+# %% ../../nbs/llm/04_client.ipynb #6f80cd67
 class Client:
     "Asks one endpoint; many questions may be under way."
     def __init__(self,
@@ -176,6 +177,9 @@ class Client:
         _tries.set(tries)
         try:
             return Reply(await _pay(self, key, wish), tries[0], False)
+        except Unanswered as lost:
+            lost.tries = tries[0]
+            raise
         finally:
             self._answered.set()
     async def close(self):
@@ -183,7 +187,7 @@ class Client:
         self.known.close()
         await self._openai.close()
 
-# %% ../../nbs/llm/04_client.ipynb #18b88b32
+# %% ../../nbs/llm/04_client.ipynb #a4691988
 async def _pay(client: Client, key: str, wish: Wish) -> Answer:
     "Get an answer from the server and keep it."
     amount = most(client.endpoint, wish)
@@ -215,7 +219,7 @@ async def _readable(client: Client, wish: Wish) -> Answer:
             client.ledger.fault(fault, redact(text[:2000], client.endpoint.secrets))
     raise Unanswered("invalid", fault)
 
-# %% ../../nbs/llm/04_client.ipynb #63ee19aa
+# %% ../../nbs/llm/04_client.ipynb #80e9db38
 async def _worded(client: Client, wish: Wish) -> str:
     "Send a wish, worded anew as long as the server's refusals teach something; the body of its answer."
     seen: set[Dialect] = set()
@@ -249,7 +253,7 @@ def _learn(client: Client, dialect: Dialect) -> None:
         client.dialect = dialect
         client.known.write([{"dialect": asdict(dialect)}])
 
-# %% ../../nbs/llm/04_client.ipynb #9997ec97
+# %% ../../nbs/llm/04_client.ipynb #b25c4240
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
@@ -276,7 +280,7 @@ async def _all(items: list[Any], work: Callable[[Client, Any], Awaitable[Any]], 
         await client.close()
     return [results.get(number) for number in range(len(items))]
 
-# %% ../../nbs/llm/04_client.ipynb #92aba644
+# %% ../../nbs/llm/04_client.ipynb #47d22190
 def for_each(
     items: Iterable[Item], # What there is to do
     work: Callable[[Client, Item], Awaitable[Result]], # Asks the client what it needs to

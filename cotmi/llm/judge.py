@@ -102,7 +102,7 @@ async def ask_for_verdict(
         try:
             reply = await client.ask(question)
         except Unanswered as lost:
-            return Outcome(None, lost.kind, str(lost), client.endpoint.attempts if lost.kind == "failed" else tries)
+            return Outcome(None, lost.kind, str(lost), tries + lost.tries)
         tries, number = tries + reply.tries, number + 1
         try:
             return Outcome(read(reply.answer.content), "scored", "", tries, tries == 0)

@@ -20,6 +20,7 @@ from .endpoint import Endpoint
 class Capped(Exception):
     "A cap of the run is reached, or the run is to end."
 
+# %% ../../nbs/llm/03_ledger.ipynb #f29cc605
 @dataclass
 class Ledger:
     "The account of one run."
@@ -64,7 +65,7 @@ class Ledger:
         return _summary(self)
     def __str__(self) -> str: return _in_words(self)
 
-# %% ../../nbs/llm/03_ledger.ipynb #300759c6
+# %% ../../nbs/llm/03_ledger.ipynb #aadc5522
 def price(
     endpoint: Endpoint, # Its prices
     prompt_tokens: int, # Tokens read
@@ -104,7 +105,7 @@ def release(
     ledger._aside = ledger._aside - amount if ledger._aside - amount > 1e-12 else 0.0
     ledger._freed.set()
 
-# %% ../../nbs/llm/03_ledger.ipynb #8291f884
+# %% ../../nbs/llm/03_ledger.ipynb #86057d02
 def _summary(ledger: Ledger) -> dict[str, Any]:
     counts = {name: getattr(ledger, name) for name in (
         "calls", "retries", "answers", "cached", "prompt_tokens", "completion_tokens", "reasoning_tokens", "unmetered")}
