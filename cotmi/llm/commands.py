@@ -47,8 +47,8 @@ def _told(taught: Taught) -> str:
              f"samples {part['right_samples']} are right, " + ", ".join(f"{n} {f}" for f, n in part["fates"].items())
              for split, part in taught.report["splits"].items()]
     return "\n".join([*parts, "", taught.account, "", f"Data: {taught.folder}",
-                      f"Next: `cotmi data {taught.folder}` for their report, `cotmi run demo -p dataset {taught.folder}` "
-                      "to train on them."])
+                      f"Next: `cotmi data {taught.folder}` for their report, "
+                      f"`cotmi run demo -p dataset {taught.folder}` to train on them."])
 
 # %% ../../nbs/llm/12_commands.ipynb #1c1b983b
 def _write_requests(teaching: Teaching, teacher: Endpoint, out: Path, batch_file: Path) -> str:

@@ -19,7 +19,7 @@ from ..data.examples import SEGMENT_SEPARATOR
 from ..data.labels import LabelKind
 from .answers import Answer
 from .dialects import Wish
-from .prompts import Prompt, fill, get_prompt
+from .prompts import Prompt, fill
 
 # %% ../../nbs/llm/07_samples.ipynb #77cfabb6
 def shown_label(
