@@ -156,7 +156,7 @@ class AnswerFile:
         **more: Any, # What else is worth keeping
     ):
         "Write an answer, together with others that wait; it is on the disk when this returns."
-        await _keep(self, {"key": key, "answer": asdict(answer), **more})
+        await _keep(self, {"key": key, "answer": vars(answer), **more})
     def close(self):
         "Write what still waits, where asking was broken off."
         waiting, self._waiting = self._waiting, []

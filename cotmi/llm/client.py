@@ -51,31 +51,47 @@ _tries: ContextVar[list[int]] = ContextVar("tries") # requests made for the ques
 class _Wire(httpx2.AsyncBaseTransport):
     "Counts, bounds and reads what goes over the network."
     def __init__(self, endpoint: Endpoint, ledger: Ledger, answered: asyncio.Event):
-        limits = httpx2.Limits(max_connections=endpoint.workers, max_keepalive_connections=endpoint.workers)
-        self._inner = endpoint.transport or httpx2.AsyncHTTPTransport(limits=limits, proxy=_proxy(endpoint))
         self._endpoint, self._ledger, self._answered = endpoint, ledger, answered
+        self._free, self._made = [], [] # transports of one connection each; the first is made when it is needed
+        self._trusted = None if endpoint.transport else httpx2.create_ssl_context()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._ledger.spend(again=_tries.get()[0] > 0)
         _tries.get()[0] += 1
+        inner = self._free.pop() if self._free else _transport(self)
         try:
-            response = await _whole_response(self._inner, request, self._endpoint)
+            response = await _whole_response(inner, request, self._endpoint)
         except httpx2.RequestError as fault:
             self._answered.set()
             self._ledger.fault(_kind_of(fault), str(fault))
             raise
+        finally:
+            self._free.append(inner)
         if response.status_code not in (400, 422): # one that may be about a word of ours keeps the others waiting
             self._answered.set()
-        if response.status_code != 200:
-            self._ledger.fault(f"status {response.status_code}", redact(response.text, self._endpoint.secrets))
-        if response.status_code == 429 and "insufficient_quota" in response.text[:2000]:
-            response.headers["x-should-retry"] = "false" # no waiting brings credit
+        _enter(self._ledger, response)
         return response
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        for inner in self._made:
+            await inner.aclose()
 
-# %% ../../nbs/llm/04_client.ipynb #f7be52a3
+def _enter(ledger: Ledger, response: httpx2.Response) -> None:
+    "Enter a response that is no answer, in the server's words."
+    if response.status_code != 200:
+        ledger.fault(f"status {response.status_code}", redact(response.text, ledger.endpoint.secrets))
+    if response.status_code == 429 and "insufficient_quota" in response.text[:2000]:
+        response.headers["x-should-retry"] = "false" # no waiting brings credit
+
+# %% ../../nbs/llm/04_client.ipynb #a4c130c9
+def _transport(wire: _Wire) -> Any:
+    "A transport for one more request at a time."
+    endpoint, limits = wire._endpoint, httpx2.Limits(max_connections=1, max_keepalive_connections=1)
+    if endpoint.transport:
+        return endpoint.transport
+    wire._made.append(httpx2.AsyncHTTPTransport(verify=wire._trusted, limits=limits, proxy=_proxy(endpoint)))
+    return wire._made[-1]
+
 def _proxy(endpoint: Endpoint) -> str | None:
     "The proxy that the environment names for an address; none for one that it excepts."
     return None if proxy_bypass(endpoint.address.host) else getproxies().get(urlsplit(endpoint.address.url).scheme)
@@ -103,7 +119,7 @@ def _kind_of(fault: Exception) -> str:
         return "time-out"
     return "cut answer" if isinstance(fault, httpx2.RemoteProtocolError) else "connection"
 
-# %% ../../nbs/llm/04_client.ipynb #d795c4a1
+# %% ../../nbs/llm/04_client.ipynb #0bfb28e2
 def _openai_client(endpoint: Endpoint, wire: _Wire) -> openai.AsyncOpenAI:
     "The package's client for an endpoint."
     http = httpx2.AsyncClient(transport=wire, timeout=endpoint.timeout, follow_redirects=False, trust_env=False)
@@ -117,7 +133,7 @@ def _headers(endpoint: Endpoint) -> dict[str, Any]:
     bearer = {} if endpoint.api_key and not azure else {"Authorization": openai.Omit()}
     return {"Accept-Encoding": "identity", **({"api-key": endpoint.api_key} if azure else {}), **bearer}
 
-# %% ../../nbs/llm/04_client.ipynb #80ddff4b
+# %% ../../nbs/llm/04_client.ipynb #c1706943
 _FATAL = {401: "No access", 402: "No credit", 403: "No access", 404: "No such address or model"}
 
 def _error_of(fault: openai.APIStatusError) -> tuple[str, str]:
@@ -143,14 +159,14 @@ def _check_access(fault: openai.APIStatusError, endpoint: Endpoint) -> None:
                             f"{endpoint.model[:40]!r}. Check base_url, model and the key in the environment. "
                             f"It says: {_said(fault, endpoint)!r}")
 
-# %% ../../nbs/llm/04_client.ipynb #c1dd07a9
+# %% ../../nbs/llm/04_client.ipynb #7b4b7483
 class Reply(NamedTuple):
     "An answer and what it took."
     answer: Answer # What came back
     tries: int # Requests made for it
     cached: bool # Whether it was there already
 
-# %% ../../nbs/llm/04_client.ipynb #6f80cd67
+# %% ../../nbs/llm/04_client.ipynb #040cbddb
 class Client:
     "Asks one endpoint; many questions may be under way."
     def __init__(self,
@@ -187,7 +203,7 @@ class Client:
         self.known.close()
         await self._openai.close()
 
-# %% ../../nbs/llm/04_client.ipynb #a4691988
+# %% ../../nbs/llm/04_client.ipynb #a20cd504
 async def _pay(client: Client, key: str, wish: Wish) -> Answer:
     "Get an answer from the server and keep it."
     amount = most(client.endpoint, wish)
@@ -219,7 +235,7 @@ async def _readable(client: Client, wish: Wish) -> Answer:
             client.ledger.fault(fault, redact(text[:2000], client.endpoint.secrets))
     raise Unanswered("invalid", fault)
 
-# %% ../../nbs/llm/04_client.ipynb #80e9db38
+# %% ../../nbs/llm/04_client.ipynb #ea78031e
 async def _worded(client: Client, wish: Wish) -> str:
     "Send a wish, worded anew as long as the server's refusals teach something; the body of its answer."
     seen: set[Dialect] = set()
@@ -253,7 +269,7 @@ def _learn(client: Client, dialect: Dialect) -> None:
         client.dialect = dialect
         client.known.write([{"dialect": asdict(dialect)}])
 
-# %% ../../nbs/llm/04_client.ipynb #b25c4240
+# %% ../../nbs/llm/04_client.ipynb #ebfa5055
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
@@ -280,7 +296,7 @@ async def _all(items: list[Any], work: Callable[[Client, Any], Awaitable[Any]], 
         await client.close()
     return [results.get(number) for number in range(len(items))]
 
-# %% ../../nbs/llm/04_client.ipynb #47d22190
+# %% ../../nbs/llm/04_client.ipynb #68a3cef2
 def for_each(
     items: Iterable[Item], # What there is to do
     work: Callable[[Client, Item], Awaitable[Result]], # Asks the client what it needs to

@@ -37,7 +37,7 @@ def request_key(
     wish: Wish, # For what
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of the whole request: a change of prompt, model or temperature is a new question."
-    whole = [str(endpoint.address), endpoint.model, asdict(wish), dict(endpoint.extra)]
+    whole = [str(endpoint.address), endpoint.model, vars(wish), dict(endpoint.extra)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/llm/01_dialects.ipynb #7908c327

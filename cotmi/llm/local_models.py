@@ -26,7 +26,7 @@ def local_key(
     wish: Wish, # What is wanted
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of the whole request, as `request_key` has it for an endpoint."
-    return hashlib.sha256(json.dumps([model, asdict(wish)], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([model, vars(wish)], sort_keys=True).encode()).hexdigest()
 
 def as_text(
     tokenizer: Any, # With a chat template, or without
