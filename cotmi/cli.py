@@ -209,6 +209,11 @@ def evaluate_command(
     evaluate(run)
     _show_run(Run(run))
 
+# %% ../nbs/10_cli.ipynb #7531cd85
+def _plain(help: str, **more: Any) -> Any:
+    "An option that is not shown with a default."
+    return typer.Option(help=help, show_default=False, **more)
+
 # %% ../nbs/10_cli.ipynb #1a4a8787
 def _say_judged(run: Run, model: str, report: Any) -> None:
     "Print what a judge said of a run; raises `RunError` where examples have no score."
@@ -217,6 +222,13 @@ def _say_judged(run: Run, model: str, report: Any) -> None:
     if missing := report.summary["examples"] - report.summary["scored"]:
         raise RunError(f"{missing} of {report.summary['examples']} examples have no score; the same command asks for "
                        "them again.")
+
+def _say_preferred(first: Path, second: Path, preference: Any) -> None:
+    "Print which of two runs a judge prefers."
+    typer.echo(f"{first} is better: {preference.first}\n{second} is better: {preference.second}\n"
+               f"the order decided (counted as a tie): {preference.swayed:.1%}\n{preference.ledger}")
+    if missing := int((preference.table.winner == "").sum()):
+        raise RunError(f"{missing} of {len(preference.table)} pairs have no verdict; the same command asks again.")
 
 # %% ../nbs/10_cli.ipynb #f24fb744
 @app.command("judge")
@@ -237,10 +249,15 @@ def judge_command(
                                                     show_default=False)] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="Cap on the cost, in the currency of the prices.",
                                                    show_default=False)] = None,
+    human: Annotated[Path | None, _plain("A human's scores, a CSV with id and score: print how far all judges of the "
+                                         "run agree.")] = None,
+    against: Annotated[Path | None, _plain("Another run: ask which one's rationales are better, in both orders, instead "
+                                           "of scoring.")] = None,
 ) -> None:
     "Have a language model score the rationales of a run from 1 to 5; what is scored already is not asked again."
     from cotmi.llm.endpoint import Endpoint  # late: clients that nothing else here needs
     from cotmi.runs.judging import judge_run
+    from cotmi.runs.second_opinions import opinions, prefer_run
 
     if Run(run).status == "running":
         raise RunError(f"{run} is being written by another process. Wait for it to end.")
@@ -248,16 +265,16 @@ def judge_command(
                "price_out": price_out, "max_cost": max_cost}
     judge = Endpoint.from_settings("judge", **{name: value for name, value in options.items() if value is not None})
     try:
+        if against is not None:
+            return _say_preferred(run, against, prefer_run(run, against, judge, limit, progress=True))
         report = judge_run(run, judge, limit, seed)
     except KeyboardInterrupt:
         raise RunError("Interrupted. The answers so far are kept; the same command asks for the others.") from None
+    for pair, agreement in opinions(run, human).items() if human else ():
+        typer.echo(f"{pair}: {agreement}")
     _say_judged(Run(run), judge.model, report)
 
-# %% ../nbs/10_cli.ipynb #b0f5677a
-def _plain(help: str, **more: Any) -> Any:
-    "An option that is not shown with a default."
-    return typer.Option(help=help, show_default=False, **more)
-
+# %% ../nbs/10_cli.ipynb #3d77f6d0
 _Model = Annotated[str | None, _plain("Model that teaches: a name at the endpoint, or hf:<id or folder> or vllm:<id or "
                                       "folder> for one on this machine; teacher.model if not given.")]
 _Url = Annotated[str | None, _plain("OpenAI-compatible endpoint; teacher.base_url if not given.")]

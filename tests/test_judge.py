@@ -255,3 +255,17 @@ def test_two_judges_stand_side_by_side(server, tmp_path):
     for model in ("toy", "other"):
         judge_run(run, Endpoint(server.url, model), progress=False)
     assert [j["model"] for j in read_json(run / "judge.json")["judges"].values()] == ["toy", "other"]
+
+
+def test_a_human_and_another_run_beside_the_judge(server, cotmi, tmp_path):
+    one, two = judged_run(tmp_path / "one", "fine 1", "fine 2"), judged_run(tmp_path / "two", "other 1", "other 2")
+    (tmp_path / "mine.csv").write_text("id,score\ne0,4\ne1,2\n")
+    asked = ["--model", "toy", "--base-url", server.url]
+    code, out, err = cotmi("judge", one, *asked, "--human", "mine.csv")
+    assert code == 0 and "human (mine.csv): 2 examples scored by both: 50.0% equal, weighted kappa 0.000" in out, err
+    server.question, server.script = (lambda body: "pair"), lambda to, *_: to.answer('{"better": "A"}')
+    code, out, _ = cotmi("judge", one, *asked, "--against", two)
+    assert code == 0 and "one is better: 0 [0, 0]" in out and "the order decided (counted as a tie): 100.0%" in out
+    (tmp_path / "mine.csv").write_text("id,score\ne0,9\n")
+    code, _, err = cotmi("judge", one, *asked, "--human", "mine.csv")
+    assert code == 1 and "the score '9'" in err

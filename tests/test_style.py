@@ -22,7 +22,7 @@ LATE = {
     ("__init__", "core"): "only where an extra is missing",
     ("cli", "data.fetch"): COMMAND, ("cli", "llm.endpoint"): COMMAND, ("cli", "runs.comparison"): COMMAND,
     ("cli", "llm.commands"): COMMAND, ("cli", "data.dataset"): COMMAND,
-    ("cli", "runs.judging"): COMMAND,
+    ("cli", "runs.judging"): COMMAND, ("cli", "runs.second_opinions"): COMMAND,
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
     ("dashboards.asking", "students.tasks"): TORCH,
     ("dashboards.calibration_figures", "evaluation.calibration"): TORCH,

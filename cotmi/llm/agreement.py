@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PREFERENCE_SCHEMA', 'Agreement', 'read_scores', 'agreement', 'read_preference', 'Preference', 'prefer']
 
-# %% ../../nbs/llm/11_agreement.ipynb #577333ea
+# %% ../../nbs/llm/11_agreement.ipynb #fbf827fa
+import csv
 import json
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -37,34 +38,35 @@ class Agreement(NamedTuple):
 
 def read_scores(
     path: str | Path, # A CSV with the columns id and score, as a human may fill it in; other columns are passed over
-) -> pd.Series: # Scores from 1 to 5 by id
+) -> dict[str, int]: # Scores from 1 to 5 by id; an empty cell is none
     "Scores from a table."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as fault:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as fault:
         raise DataError(f"{path} cannot be read as CSV ({type(fault).__name__}). Expected are columns id and "
                         "score.") from fault
-    if not {"id", "score"} <= set(table.columns):
-        raise DataError(f"{path} has the columns {', '.join(map(str, table.columns))[:100]}; expected are id and "
-                        "score.")
-    table = table[table.score.str.strip() != ""]
-    scores = pd.to_numeric(table.score, errors="coerce")
-    if len(bad := table[~scores.isin([1, 2, 3, 4, 5])]):
-        raise DataError(f"{path} has the score {bad.score.iloc[0][:20]!r} for {bad.id.iloc[0][:40]!r}; expected is a "
-                        "whole number from 1 to 5, or an empty cell.")
-    return pd.Series(scores.to_numpy(int), index=table.id)
+    if not rows or not {"id", "score"} <= set(rows[0]):
+        found = ", ".join(map(str, rows[0])) if rows else "no rows"
+        raise DataError(f"{path} has {found[:100]}; expected are rows with the columns id and score.")
+    scores = {}
+    for row in rows:
+        if (said := (row["score"] or "").strip()) and said not in ("1", "2", "3", "4", "5"):
+            raise DataError(f"{path} has the score {said[:20]!r} for {row['id'][:40]!r}; expected is a whole number "
+                            "from 1 to 5, or an empty cell.")
+        scores |= {row["id"]: int(said)} if said else {}
+    return scores
 
 # %% ../../nbs/llm/11_agreement.ipynb #58480080
 def agreement(
-    first: Mapping[str, float], # Scores by id: a mapping or a pandas Series
+    first: Mapping[str, float], # Scores by id
     second: Mapping[str, float], # Scores by id
 ) -> Agreement: # Over the examples that both scored; `DataError` where there are none
     "How far two sets of scores agree."
-    one, two = pd.Series(first).dropna(), pd.Series(second).dropna()
-    shared = one.index.intersection(two.index).unique()
-    if not len(shared):
+    shared = [name for name, score in first.items() if score == score and second.get(name, np.nan) == second.get(name)]
+    if not shared:
         raise DataError("No example was scored by both. Scores are matched by the id of an example.")
-    a, b = (scores[~scores.index.duplicated()].loc[shared].to_numpy(int) for scores in (one, two))
+    a, b = (np.array([scores[name] for name in shared], dtype=int) for scores in (first, second))
     constant = len(set(a)) == len(set(b)) == 1 and a[0] == b[0]
     kappa = float("nan") if constant else float(cohen_kappa_score(a, b, labels=[1, 2, 3, 4, 5], weights="quadratic"))
     return Agreement(len(shared), float((a == b).mean()), kappa, bootstrap_interval(b - a))
@@ -123,5 +125,5 @@ def prefer(
     table = pd.DataFrame(rows, columns=["id", "winner", "swayed"])
     if not len(known := table[table.winner != ""]):
         raise DataError(f"The judge gave no pair of verdicts. {ledger}".replace("\n", " ")[:400])
-    shares = (bootstrap_interval(np.asarray(known.winner == name, dtype=float)) for name in ("first", "second"))
-    return Preference(table, *shares, float(known.swayed.mean()), ledger)
+    first, second = (bootstrap_interval(np.asarray(known.winner == name, dtype=float)) for name in ("first", "second"))
+    return Preference(table, first, second, float(known.swayed.mean()), ledger)

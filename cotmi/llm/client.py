@@ -53,7 +53,7 @@ class _Wire(httpx2.AsyncBaseTransport):
     def __init__(self, endpoint: Endpoint, ledger: Ledger, answered: asyncio.Event):
         self._endpoint, self._ledger, self._answered = endpoint, ledger, answered
         self._free, self._made = [], [] # transports of one connection each; the first is made when it is needed
-        self._trusted = None if endpoint.transport else httpx2.create_ssl_context()
+        self._trusted = True if endpoint.transport else httpx2.create_ssl_context()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._ledger.spend(again=_tries.get()[0] > 0)
@@ -269,8 +269,9 @@ def _learn(client: Client, dialect: Dialect) -> None:
         client.dialect = dialect
         client.known.write([{"dialect": asdict(dialect)}])
 
-# %% ../../nbs/llm/04_client.ipynb #ebfa5055
-Item, Result = TypeVar("Item"), TypeVar("Result")
+# %% ../../nbs/llm/04_client.ipynb #d47e3fcf
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
                 results: dict[int, Any], bar: tqdm) -> None:

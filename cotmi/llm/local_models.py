@@ -58,7 +58,8 @@ def _loaded(path: str) -> tuple[Any, Any]:
         raise EndpointError(f"The model {path!r} cannot be loaded ({said}). Give a folder or hub id of a causal "
                             "language model with safetensors.") from fault
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    return tokenizer, model.eval()
 
 def _read_tokens(tokenizer: Any, new: Any, ends: set[int], read: int, name: str) -> Answer:
     "The answer in newly generated tokens."

@@ -40,11 +40,11 @@ def _drawn(table: pd.DataFrame, examples: int | None, seed: int) -> pd.DataFrame
 # %% ../../nbs/runs/05_judging.ipynb #5c93207c
 def _judgement(run: Run, report: JudgeReport) -> dict[str, Any]:
     "What judge.json is to hold: this judge run, and the scores of every judge, also of earlier ones."
-    scored = report.table[report.table.score.notna()]
     own = {key: report.summary[key] for key in ("model", "prompt", "date")}
     path = run.path / RunFile.JUDGEMENT
     earlier = read_json(path, RunError).get("judges", {}) if path.exists() else {}
-    scores = scored[["id", "score", "reason"]].to_dict("records")
+    rows = zip(*(report.table[name] for name in ("id", "score", "reason")), strict=True)
+    scores = [{"id": name, "score": int(score), "reason": reason} for name, score, reason in rows if score == score]
     return report.summary | {"judges": earlier | {f"{own['model']}, {own['prompt']}": own | {"scores": scores}}}
 
 def judge_run(
