@@ -214,6 +214,8 @@ def _plain(help: str, **more: Any) -> Any:
     "An option that is not shown with a default."
     return typer.Option(help=help, show_default=False, **more)
 
+_Amount = Annotated[float | None, _plain("Of a million tokens, for the cost.", min=0)]
+
 # %% ../nbs/10_cli.ipynb #1a4a8787
 def _say_judged(run: Run, model: str, report: Any) -> None:
     "Print what a judge said of a run; raises `RunError` where examples have no score."
@@ -243,16 +245,13 @@ def judge_command(
     seed: Annotated[int, typer.Option(help="Seed of the sample; a larger one of the same seed contains it.")] = 0,
     max_calls: Annotated[int | None, typer.Option(min=0, help="Cap on the requests, retries included; judge.max_calls "
                                                               "if not given.", show_default=False)] = None,
-    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million prompt tokens, for the cost.",
-                                                   show_default=False)] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million answer tokens.",
-                                                    show_default=False)] = None,
+    price_in: _Amount = None, price_out: _Amount = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="Cap on the cost, in the currency of the prices.",
                                                    show_default=False)] = None,
     human: Annotated[Path | None, _plain("A human's scores, a CSV with id and score: print how far all judges of the "
                                          "run agree.")] = None,
-    against: Annotated[Path | None, _plain("Another run: ask which one's rationales are better, in both orders, instead "
-                                           "of scoring.")] = None,
+    against: Annotated[Path | None, _plain("Another run: ask which one's rationales are better, in both orders, "
+                                           "instead of scoring.")] = None,
 ) -> None:
     "Have a language model score the rationales of a run from 1 to 5; what is scored already is not asked again."
     from cotmi.llm.endpoint import Endpoint  # late: clients that nothing else here needs
@@ -281,7 +280,6 @@ _Url = Annotated[str | None, _plain("OpenAI-compatible endpoint; teacher.base_ur
 _Prompt = Annotated[str | None, _plain("A built-in prompt or a file of yours; that of the data set if not given.")]
 _Splits = Annotated[list[str] | None, typer.Option("--split", help="Split to teach, may be repeated; train and valid "
                                                                    "if not given.", show_default=False)]
-_Amount = Annotated[float | None, _plain("Of a million tokens, for the cost.", min=0)]
 _Count = Annotated[int | None, _plain("Cap on the requests, retries included; teacher.max_calls if not given.", min=0)]
 _Fields = Annotated[str, _plain("Fields as JSON, where they are not to be learnt.")]
 _BatchFile = Annotated[Path | None, _plain("A file of requests, as batch endpoints take it, and their output.")]
