@@ -41,7 +41,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module.split(".")[0])
     known = packages_distributions()
-    return {known[m][0].lower().replace("_", "-") for m in modules - set(sys.stdlib_module_names) - {"cotmi"} - OF_THE_USER}
+    foreign = modules - set(sys.stdlib_module_names) - {"cotmi"} - OF_THE_USER
+    return {known[m][0].lower().replace("_", "-") for m in foreign}
 
 
 def test_every_import_is_a_declared_dependency_and_the_other_way_round():
