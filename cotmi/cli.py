@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['app', 'run_command', 'parameters_command', 'list_command', 'compare_command', 'evaluate_command', 'judge_command',
-           'data_command', 'sweep_command', 'dashboard_command', 'report_command', 'main']
+           'teach_command', 'data_command', 'sweep_command', 'dashboard_command', 'report_command', 'main']
 
 # %% ../nbs/10_cli.ipynb #29b1ef02
+import json
 import os
 import shlex
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,14 +220,28 @@ def evaluate_command(
     evaluate(run)
     _show_run(Run(run))
 
+# %% ../nbs/10_cli.ipynb #7531cd85
+def _plain(help: str, **more: Any) -> Any:
+    "An option that is not shown with a default."
+    return typer.Option(help=help, show_default=False, **more)
+
+_Amount = Annotated[float | None, _plain("Of a million tokens, for the cost.", min=0)]
+
 # %% ../nbs/10_cli.ipynb #1a4a8787
 def _say_judged(run: Run, model: str, report: Any) -> None:
     "Print what a judge said of a run; raises `RunError` where examples have no score."
-    typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nVerdicts: {run.path / RunFile.VERDICTS}\n"
+    typer.echo(f"{run.title}, judged by {model}\n\n{report}\n\nAnswers: {run.path / RunFile.VERDICTS}\n"
                f"The mean is test/rationale_judge in {run.path / RunFile.METRICS}, and in `cotmi compare`.")
     if missing := report.summary["examples"] - report.summary["scored"]:
         raise RunError(f"{missing} of {report.summary['examples']} examples have no score. Give the same command "
                        "to ask for them again.")
+
+def _say_preferred(first: Path, second: Path, preference: Any) -> None:
+    "Print which of two runs a judge prefers."
+    typer.echo(f"{first} is better: {preference.first}\n{second} is better: {preference.second}\n"
+               f"the order decided (counted as a tie): {preference.swayed:.1%}\n{preference.ledger}")
+    if missing := int((preference.table.winner == "").sum()):
+        raise RunError(f"{missing} of {len(preference.table)} pairs have no verdict; the same command asks again.")
 
 # %% ../nbs/10_cli.ipynb #f24fb744
 @app.command("judge")
@@ -240,25 +256,101 @@ def judge_command(
     seed: Annotated[int, typer.Option(help="Seed of the sample; a larger one of the same seed contains it.")] = 0,
     max_calls: Annotated[int | None, typer.Option(min=0, help="Cap on the requests, retries included; judge.max_calls "
                                                               "if not given.", show_default=False)] = None,
-    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million prompt tokens, for the cost.",
+    price_in: _Amount = None, price_out: _Amount = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Cap on the cost, in the currency of the prices.",
                                                    show_default=False)] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million answer tokens.",
-                                                    show_default=False)] = None,
+    human: Annotated[Path | None, _plain("A human's scores, a CSV with id and score: print how far all judges of the "
+                                         "run agree.")] = None,
+    against: Annotated[Path | None, _plain("Another run: ask which one's rationales are better, in both orders, "
+                                           "instead of scoring.")] = None,
 ) -> None:
     "Have a language model score the rationales of a run from 1 to 5; what is scored already is not asked again."
-    from cotmi.llm.judge import Judge  # an HTTP client that nothing else here needs
+    from cotmi.llm.endpoint import Endpoint  # late: clients that nothing else here needs
     from cotmi.runs.judging import judge_run
+    from cotmi.runs.second_opinions import opinions, prefer_run
 
     if Run(run).status == "running":
         raise RunError(f"{run} is being written by another process. Wait for it to end.")
     options = {"model": model, "base_url": base_url, "max_calls": max_calls, "price_in": price_in,
-               "price_out": price_out}
-    judge = Judge.from_settings(**{name: value for name, value in options.items() if value is not None})
+               "price_out": price_out, "max_cost": max_cost}
+    judge = Endpoint.from_settings("judge", **{name: value for name, value in options.items() if value is not None})
     try:
+        if against is not None:
+            return _say_preferred(run, against, prefer_run(run, against, judge, limit, progress=True))
         report = judge_run(run, judge, limit, seed)
     except KeyboardInterrupt:
-        raise RunError("Interrupted. The verdicts so far are kept; the same command asks for the others.") from None
+        raise RunError("Interrupted. The answers so far are kept; the same command asks for the others.") from None
+    for pair, agreement in opinions(run, human).items() if human else ():
+        typer.echo(f"{pair}: {agreement}")
     _say_judged(Run(run), judge.model, report)
+
+# %% ../nbs/10_cli.ipynb #3d77f6d0
+_Model = Annotated[str | None, _plain("Model that teaches: a name at the endpoint, or hf:<id or folder> or vllm:<id or "
+                                      "folder> for one on this machine; teacher.model if not given.")]
+_Url = Annotated[str | None, _plain("OpenAI-compatible endpoint; teacher.base_url if not given.")]
+_Prompt = Annotated[str | None, _plain("A built-in prompt or a file of yours; that of the data set if not given.")]
+_Splits = Annotated[list[str] | None, typer.Option("--split", help="Split to teach, may be repeated; train and valid "
+                                                                   "if not given.", show_default=False)]
+_Count = Annotated[int | None, _plain("Cap on the requests, retries included; teacher.max_calls if not given.", min=0)]
+_Fields = Annotated[str, _plain("Fields as JSON, where they are not to be learnt.")]
+_BatchFile = Annotated[Path | None, _plain("A file of requests, as batch endpoints take it, and their output.")]
+
+# %% ../nbs/10_cli.ipynb #1751afcb
+def _json_option(name: str, text: str) -> dict[str, Any]:
+    "The object of an option in JSON."
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} is {text[:60]!r}; expected is a JSON object, such as "
+                          """'{"length": "max_completion_tokens"}'.""")
+    return value
+
+def _load_options(data: str, param: list[str] | None) -> Any:
+    "How `-p` says that a data set is loaded."
+    from cotmi.data.dataset import LoadOptions  # late: what teaching needs takes seconds to import
+
+    given = dict(check_parameters(_pairs(param or []), {"overrides": {}}).get("overrides", {}))
+    config = RunConfig.resolve({**given, "dataset": data})
+    chosen = {f.name: getattr(config, f.name) for f in fields(LoadOptions) if getattr(config, f.name, None) is not None}
+    return LoadOptions(**{**chosen, "data_root": load_settings().path("paths.data")})
+
+# %% ../nbs/10_cli.ipynb #5df3268a
+@app.command("teach")
+def teach_command(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="demo, a published one, a file of yours, or hub:<id>.")],
+    model: _Model = None, base_url: _Url = None, prompt: _Prompt = None, param: _Params = None,
+    out: Annotated[Path | None, _plain("Folder to write; one in the data root if not given.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each question.")] = 1,
+    temperature: Annotated[float | None, _plain("0 for one sample, 0.7 for several if not given.", min=0)] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a completion, thinking included.")] = 1024,
+    limit: Annotated[int | None, _plain("Most questions of each split.", min=1)] = None, split: _Splits = None,
+    with_label: Annotated[bool, typer.Option("--with-label", help="Show the gold label to the teacher.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Drop samples whose label is wrong.")] = False,
+    completion: Annotated[bool, typer.Option("--completion", help="Complete a text instead of chatting.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Write also where answers are missing.")] = False,
+    layout: Annotated[bool, typer.Option("--published-layout", help="Write *_CoT_k.json files, too.")] = False,
+    max_calls: _Count = None, price_in: _Amount = None, price_out: _Amount = None,
+    max_cost: Annotated[float | None, _plain("Cap on the cost, in the currency of the prices.", min=0)] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Requests under way at the same time.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds for one whole answer.")] = 120.0,
+    dialect: _Fields = "", extra: Annotated[str, _plain("More fields of every request, as JSON.")] = "",
+    batch_file: _BatchFile = None, from_batch: _BatchFile = None,
+) -> None:
+    "Have a language model explain a data set; the folder that comes out is data for a run."
+    from cotmi.llm.commands import teach_from_options
+
+    given = {"base_url": base_url, "max_calls": max_calls, "max_cost": max_cost, "price_in": price_in,
+             "price_out": price_out, "workers": workers, "timeout": timeout,
+             "dialect": _json_option("--dialect", dialect), "extra": _json_option("--extra", extra)}
+    how = {"data": data, "prompt": prompt, "samples": samples, "temperature": temperature, "max_tokens": max_tokens,
+           "with_label": with_label, "reject": reject, "completion": completion, "limit": limit, "partial": partial,
+           "layout": layout, "splits": tuple(split or ("train", "valid")), "options": _load_options(data, param)}
+    try:
+        typer.echo(teach_from_options(how, model, given, out, batch_file, from_batch))
+    except KeyboardInterrupt:
+        raise RunError("Interrupted. The answers so far are kept; the same command asks for the others.") from None
 
 # %% ../nbs/10_cli.ipynb #d6118146
 def _fetch(what: str | None, force: bool, url: str | None) -> None:

@@ -294,8 +294,12 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
             "Sentence-transformers model for the rationale cosine: a hub id or a local folder; empty for none."),
     Setting("judge", "base_url", str, "", "OpenAI-compatible endpoint of the judge, e.g. http://localhost:8000/v1."),
     Setting("judge", "model", str, "", "Model name to ask for."),
-    Setting("judge", "api_key", str, "", "Key of the endpoint; better set as COTMI_JUDGE_API_KEY than in a file."),
+    Setting("judge", "api_key", str, "", "Key of the endpoint, as COTMI_JUDGE_API_KEY; never in a file."),
     Setting("judge", "max_calls", int, 500, "Cap on the requests of one judge run."),
+    Setting("teacher", "base_url", str, "https://api.openai.com/v1", "OpenAI-compatible endpoint of the teacher."),
+    Setting("teacher", "model", str, "", "Model that teaches, or hf:<id or folder> for one that runs here."),
+    Setting("teacher", "api_key", str, "", "Key of the endpoint, as COTMI_TEACHER_API_KEY; never in a file."),
+    Setting("teacher", "max_calls", int, 20_000, "Cap on the requests of one run of the teacher."),
 )}
 
 # %% ../nbs/00_core.ipynb #d1f7f5f4

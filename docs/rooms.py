@@ -11,7 +11,7 @@ ROOMS = {
     "information": "How much two sets of features share: critics, bounds, estimates with intervals, correlations.",
     "training": "How a student learns: losses, objectives, every hyper-parameter of a run, the trainer.",
     "evaluation": "How good it became: answers, calibration, rationales, faithfulness, shared information, tests.",
-    "llm": "What a large language model is asked for: the judge of rationales.",
+    "llm": "What a large language model is asked for: rationales to learn from, and scores of those a student writes.",
     "runs": "What is kept: the run folder and its one writer, experiments, sweeps, comparisons.",
     "dashboards": "What is seen of it: figures, views, the dashboards of one run and of many, the playground.",
 }

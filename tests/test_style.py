@@ -20,8 +20,10 @@ EXTRA = "needs packages of the extra `dashboards`"
 COMMAND = "only this command needs it"
 LATE = {
     ("__init__", "core"): "only where an extra is missing",
-    ("cli", "data.fetch"): COMMAND, ("cli", "llm.judge"): COMMAND, ("cli", "runs.comparison"): COMMAND,
-    ("cli", "runs.judging"): COMMAND, ("cli", "dashboards.report"): COMMAND,
+    ("cli", "data.fetch"): COMMAND, ("cli", "llm.endpoint"): COMMAND, ("cli", "runs.comparison"): COMMAND,
+    ("cli", "llm.commands"): COMMAND, ("cli", "data.dataset"): COMMAND,
+    ("cli", "runs.judging"): COMMAND, ("cli", "runs.second_opinions"): COMMAND,
+    ("cli", "dashboards.report"): COMMAND,
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
     ("dashboards.asking", "students.tasks"): TORCH, ("dashboards.asking", "training.run_lengths"): TORCH,
     ("dashboards.calibration_figures", "evaluation.calibration"): TORCH,
@@ -35,7 +37,7 @@ LATE = {
     ("dashboards.playground", "training.run_config"): "only a loaded student needs it",
     ("runs.comparison", "runs.comparison_figure"): EXTRA,
     ("runs.evaluating", "evaluation.evaluator"): TORCH, ("runs.execution", "evaluation.evaluator"): TORCH,
-    ("runs.execution", "training.trackers"): TORCH, ("runs.execution", "training.trainer"): TORCH,
+    ("runs.execution", "training.trainer"): TORCH,
     ("runs.run_folder", "students.loading"): TORCH,
     ("runs.run_folder", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "data.loading"): "datasets takes a second to import",

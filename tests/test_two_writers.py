@@ -5,12 +5,12 @@ import subprocess
 import sys
 import threading
 
-import httpx
+import httpx2
 import pytest
 from helpers_small_run import content, figures, lock_is_free, refused, small_config
 
 from cotmi.core import RunError, RunFile
-from cotmi.llm.judge import Judge
+from cotmi.llm.endpoint import Endpoint
 from cotmi.runs.evaluating import evaluate
 from cotmi.runs.execution import execute
 from cotmi.runs.judging import judge_run
@@ -48,12 +48,12 @@ def trainer(tmp_path, request):
         process.communicate()
 
 
-def judge_that(answer) -> Judge:
-    return Judge("http://judge/v1", "toy", workers=1, transport=httpx.MockTransport(answer))
+def judge_that(answer) -> Endpoint:
+    return Endpoint("http://judge/v1", "toy", workers=1, transport=httpx2.MockTransport(answer))
 
 
-def three(_: httpx.Request) -> httpx.Response:
-    return httpx.Response(200, json={"choices": [{"message": {"content": json.dumps({"score": 3})}}]})
+def three(_: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, json={"choices": [{"message": {"content": json.dumps({"score": 3})}}]})
 
 
 def test_while_one_process_trains_nobody_else_writes(trainer, finished_run, tmp_path, command, monkeypatch):
@@ -126,7 +126,7 @@ def test_while_a_run_is_judged_nobody_evaluates_it(run_copy, command):
 def test_a_judge_that_is_interrupted_keeps_what_was_paid_for(run_copy):
     judge_run(run_copy, judge_that(three), progress=False, examples=2)
     before = content(run_copy)
-    def interrupted(_: httpx.Request) -> httpx.Response: raise KeyboardInterrupt
+    def interrupted(_: httpx2.Request) -> httpx2.Response: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         judge_run(run_copy, judge_that(interrupted), progress=False)
     assert content(run_copy) == before and lock_is_free(run_copy)

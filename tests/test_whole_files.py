@@ -7,7 +7,7 @@ import socket
 import stat
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import torch
 from helpers_small_run import content, figures, lock_is_free, refused, small_config, small_run
@@ -26,7 +26,7 @@ from cotmi.core import (
     write_json,
 )
 from cotmi.evaluation.evaluator import evaluate_student
-from cotmi.llm.judge import Judge
+from cotmi.llm.endpoint import Endpoint
 from cotmi.runs.comparison import compare_runs
 from cotmi.runs.evaluating import evaluate
 from cotmi.runs.judging import judge_run
@@ -155,10 +155,10 @@ def test_a_kill_at_any_move_is_whole_or_said(run_copy, monkeypatch):
     assert set(content(run_copy)) == set(before)
 
 
-def always(score: int, status: int = 200) -> Judge:
+def always(score: int, status: int = 200) -> Endpoint:
     answer = {"choices": [{"message": {"content": json.dumps({"score": score})}}]}
-    return Judge("http://judge/v1", f"of {score}", attempts=1, workers=1,
-                 transport=httpx.MockTransport(lambda _: httpx.Response(status, json=answer)))
+    return Endpoint("http://judge/v1", f"of {score}", attempts=1, workers=1,
+                 transport=httpx2.MockTransport(lambda _: httpx2.Response(status, json=answer)))
 
 
 def test_judge_scores_stay_with_their_texts(run_copy):

@@ -69,6 +69,7 @@ def _shared(here: SplitChecks) -> str:
     return ", ".join(f"{exact:,} (nearly {here.nearly_leaked.get(split, 0):,} more) in {split}"
                      for split, exact in here.leaked.items()) or "–"
 
+# %% ../../nbs/dashboards/18a_data_page.ipynb #77dc7a97
 def repeats_table(
     checks: Mapping[str, SplitChecks], # Of each split
 ) -> str: # HTML; empty without any

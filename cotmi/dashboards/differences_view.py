@@ -30,6 +30,7 @@ def _signed(value: float) -> str: return f"{round(value, 2) + 0.0:+.2f}" # + 0.0
 
 def _rounded(p: float) -> float: return float(f"{p:.2g}") # as far as its size says anything
 
+# %% ../../nbs/dashboards/28a_differences_view.ipynb #0ea5188b
 def _tested_rows(groups: list[Group], metric: Metric, notes: list[str]) -> pd.DataFrame:
     "A row for each tested pair of groups."
     rows = []
@@ -49,6 +50,7 @@ def _renamed(groups: list[Group], names: dict) -> list[Group]:
     "The groups as the dashboard calls them."
     return [group._replace(name=names[group.runs[0].path]) for group in groups]
 
+# %% ../../nbs/dashboards/28a_differences_view.ipynb #1ab60cd6
 _NOTE = ("Differences in {unit}, with their 95 % interval. p (Holm) is corrected over the {count} comparisons shown; a "
          "difference holds where it is below {level:g}. With one seed a side the test is of two students, not of their "
          "methods.")

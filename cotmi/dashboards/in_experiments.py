@@ -47,6 +47,7 @@ def show_losses(
 
     return loss_curves(run.history, best_step=best_step)
 
+# %% ../../nbs/dashboards/31_in_experiments.ipynb #0e52c776
 def show_accuracy(
     run: Run, # A run with a history
 ) -> "go.Figure | pd.DataFrame": # The table without the extra

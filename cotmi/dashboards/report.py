@@ -73,6 +73,7 @@ def _sections(dash: Dashboard) -> Iterator[tuple[str, str]]:
     for title in dash.pages.tabs.names:
         yield title, on_paper(dash.pages.page(title))
 
+# %% ../../nbs/dashboards/35_report.ipynb #d0a32c6a
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><script>{script}</script></head>

@@ -35,6 +35,7 @@ def _bounded(value: float) -> float:
         raise ValueError("too large")
     return value
 
+# %% ../../nbs/data/00_arithmetic.ipynb #ccf0d374
 def _factor(left: list[str], depth: int) -> float:
     "A number, a signed factor or a sum in parentheses."
     if depth > MAX_DEPTH or not left:

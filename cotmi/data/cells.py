@@ -71,6 +71,7 @@ def cell_text(
         return " ".join(part.strip() for part in known)
     return known[0] if len(set(known)) == 1 else None if known else ""
 
+# %% ../../nbs/data/04a_cells.ipynb #56317986
 def as_text(
     value: Any, # A cell of a row
 ) -> str: # Its text; empty where there is none

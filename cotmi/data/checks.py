@@ -56,6 +56,7 @@ class SplitChecks:
     leaked: dict[str, int] = field(default_factory=dict) # Split before it → inputs that it holds too
     nearly_leaked: dict[str, int] = field(default_factory=dict) # The same but for capitals, spaces and punctuation
 
+# %% ../../nbs/data/03a_checks.ipynb #fcdea6cf
 def label_balance(
     labels: Mapping[str, Sequence[str]], # The labels of each split
 ) -> dict[str, dict[str, int]]: # The same labels for every split, the commonest of all first, the rest together

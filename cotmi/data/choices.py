@@ -49,6 +49,7 @@ def _without_marks(texts: list[str]) -> Choices:
         return _marked(texts)
     return _marked([text[match.end():] for text, match in zip(texts, found, strict=True) if match], marks)
 
+# %% ../../nbs/data/07c_choices.ipynb #712df6f1
 def _split_at_marks(text: str) -> list[str]:
     "The parts of a text that names its choices a), b), c) …; empty for one that does not."
     starts, wanted = [], 0
@@ -74,6 +75,7 @@ def _of_list(cell: list[Any]) -> Choices:
             NO_CHOICES
     return _without_marks([as_text(item) for item in cell])
 
+# %% ../../nbs/data/07c_choices.ipynb #9ecde508
 def _of_text(cell: str) -> Choices:
     "Choices of a text: JSON, or parts between |, marks or line ends."
     if cell.lstrip().startswith(("[", "{")):
@@ -129,6 +131,7 @@ def _by_letter(label: str, choices: Choices) -> str:
             return text
     return ""
 
+# %% ../../nbs/data/07c_choices.ipynb #56baef8e
 def _at(label: str, choices: Choices, first: int) -> str:
     "The choice at a place counted from `first`."
     digits = label.strip().removesuffix(".0") # a column with gaps may have been read as decimals

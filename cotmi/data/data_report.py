@@ -246,6 +246,7 @@ def _kind_text(report: DataReport) -> str:
     because = f" ({report.kind_reason})" if report.kind_reason else ""
     return f"Labels are {get_label_kind(report.label_kind).title}{because}."
 
+# %% ../../nbs/data/04_data_report.ipynb #8721d326
 def _sample_lines(files: Mapping[str, SplitReport]) -> Iterator[str]:
     "Each problem with what it means and a few of its rows."
     for problem, samples in _samples_by_problem(files).items():
@@ -261,6 +262,7 @@ def _report_text(report: DataReport) -> str:
     notes = (*report.notes, *length_notes(report.lengths))
     return "\n".join([*lines, "", *notes] if notes else lines)
 
+# %% ../../nbs/data/04_data_report.ipynb #d3b8f49d
 def _report_html(report: DataReport) -> str:
     title, name = html.escape(report.title), html.escape(report.name)
     notes = (*report.notes, *length_notes(report.lengths))

@@ -156,6 +156,7 @@ def _demo_row(rng: random.Random, steps: int, difficulty: int, slips: float) -> 
     return {"input": story, "label": str(counts[-1]), "rationale": _explain(name, things, drawn, told),
             "teacher_label": str(told[-1])}
 
+# %% ../../nbs/data/07_demo.ipynb #d1e45957
 def make_demo(
     size: int = 4000, # Stories
     steps: int = 2, # Changes a story, 1 to 6
@@ -188,6 +189,7 @@ def load_demo(
     files = {"train": rows}
     return RawData(dataset, files, make_splits(files, options), [])
 
+# %% ../../nbs/data/07_demo.ipynb #761e7e5b
 DEMO_VERSION = 1 # goes up when the same arguments give other stories
 
 def _demo_fingerprint(dataset: Dataset, options: LoadOptions) -> str:

@@ -175,6 +175,7 @@ def _report_files(raw: RawData, parts: Mapping[str, _Selection]) -> dict[str, Sp
         reports[name] = report_rows(rows, reasons, left_out, raw.dataset.label_kind)
     return reports
 
+# %% ../../nbs/data/06_examples.ipynb #812ca455
 def _notes(parts: Mapping[str, _Selection], checks: Mapping[str, SplitChecks]) -> Iterator[str]:
     "What else a reader should know: ids that repeat, and test inputs that are trained on."
     for split, part in parts.items():

@@ -95,6 +95,7 @@ def _closing(text: str, start: int) -> int:
             return match.start()
     return -1
 
+# %% ../../nbs/data/07e_extractors.ipynb #b177e656
 def _in_box(text: str) -> Parsed:
     "What stands in the last box; the rationale is what stands before it."
     boxes = list(_BOX.finditer(text))
@@ -154,6 +155,7 @@ def _by_pattern(pattern: regex.Pattern[str], text: str) -> Parsed:
     groups = found.groupdict(default="")
     return _parsed(groups.get("rationale", text[:found.start()]), groups["label"])
 
+# %% ../../nbs/data/07e_extractors.ipynb #9e0fa04d
 def _compiled(pattern: str) -> regex.Pattern[str]:
     "A pattern of one's own, checked."
     try:

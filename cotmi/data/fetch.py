@@ -116,6 +116,7 @@ def _check_status(response: httpx.Response, part: Path, url: str) -> None:
     if response.status_code not in (200, 206):
         raise DataError(f"{url} answered {response.status_code} {response.reason_phrase}. Is the address right?")
 
+# %% ../../nbs/data/11_fetch.ipynb #7835a739
 def _download(url: str, part: Path, max_bytes: int, progress: bool, timeout: float) -> None:
     "Bring `part` to the whole file."
     try:
@@ -184,6 +185,7 @@ def _write_members(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], targ
         written.append(path)
     return written
 
+# %% ../../nbs/data/11_fetch.ipynb #f90131fd
 def extract_archive(
     archive: str | Path, # A zip file
     target: str | Path, # Folder to unpack into; made if needed

@@ -35,6 +35,7 @@ def _no_hub(dataset: str, fault: Exception) -> DataError:
                      "network and try again, or download it elsewhere and give the path of a folder, or of a .jsonl, "
                      ".csv or .parquet file, in its place.")
 
+# %% ../../nbs/data/08a_hub.ipynb #18a4c3b1
 def load_hub(
     name: str, # `hub:<id>` or `hub:<id>:<configuration>`
 ) -> dict[str, HFDataset]: # train, valid, test and whatever else it has

@@ -29,6 +29,7 @@ def _kept_digest(path: str, stamp: tuple[int, ...]) -> str:
     "The digest of a file that has not changed since `stamp`."
     return _digest(path)
 
+# %% ../../nbs/data/04b_identity.ipynb #dacfbe83
 _SETTLED = 2_000_000_000 # nanoseconds since the last change, after which a time of change tells versions apart
 
 def file_digest(

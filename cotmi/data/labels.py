@@ -125,6 +125,7 @@ def _guess_words(golds: list[str], numbers: int) -> Guess:
     few = f"; {numbers:,} are numbers, fewer than {NUMBER_SHARE:.0%}" if numbers else ""
     return Guess("text", f"{len(golds):,} labels are of {different:,} different texts{few}")
 
+# %% ../../nbs/data/02_labels.ipynb #0621dd46
 def guess_kind(
     golds: Iterable[str], # The labels of the rows to be trained on
     choices: bool, # Whether the rows list choices

@@ -119,6 +119,7 @@ def _data_path(name: str, options: LoadOptions) -> str:
         return str(data_root(options).resolve()) if name in PUBLISHED else ""
     return own_path(name)
 
+# %% ../../nbs/data/10_loading.ipynb #de4171dc
 def identify_data(
     name: str, # As `load_data` takes it
     **options: Any, # Any of the options of `load_data`

@@ -45,6 +45,7 @@ def _ratio(number: str, found: re.Match[str]) -> float | None:
     value = float(number)
     return value + int(found["above"]) / below if found["above"] else value / below
 
+# %% ../../nbs/data/00a_numbers.ipynb #24af8b81
 def written_quantity(
     text: str, # A label, such as `$1,250`, `40 %`, `3/4` or `12 apples`
 ) -> Quantity | None: # None where it is no number, or an expression such as `12-04-2020`

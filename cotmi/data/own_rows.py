@@ -60,6 +60,7 @@ def _inner_names(row: Mapping[str, Any], before: str = "", depth: int = 3) -> li
     return [f"{name}.{key}" for name, value in inner for key in value] + [
         deeper for name, value in inner if depth > 1 for deeper in _inner_names(value, f"{name}.", depth - 1)]
 
+# %% ../../nbs/data/08b_own_rows.ipynb #9b8f071a
 def column_names(
     rows: Sequence[Mapping[str, Any]], # The rows of a table
 ) -> list[str]: # In the order in which they come; what lies inside objects after that
@@ -83,6 +84,7 @@ def _listed(column: str | Sequence[str] | None) -> tuple[str, ...]:
     "The columns of a part."
     return () if column is None else (column,) if isinstance(column, str) else tuple(column)
 
+# %% ../../nbs/data/08b_own_rows.ipynb #d28ad6f6
 def _check_columns(columns: Columns, present: list[str], where: str) -> None:
     "Complain of a part that is none, and of a column that is not there."
     for part, column in columns.items():
@@ -105,6 +107,7 @@ def _advice(columns: Columns, needed: list[str], present: list[str]) -> str:
     full = {**columns, **{part: column or ("…" if part != "rationale" else None) for part, column in told.items()}}
     return columns_option(full) + (" -p method finetune" if "rationale" in needed else "")
 
+# %% ../../nbs/data/08b_own_rows.ipynb #98196a9e
 def part_columns(
     columns: Columns, # Which column plays which part, where one was told
     present: list[str], # The columns there are
@@ -163,6 +166,7 @@ def _named_columns(
                         "read what it is to write.")
     return named
 
+# %% ../../nbs/data/08b_own_rows.ipynb #7c3beb47
 def plan_layout(
     options: LoadOptions, # What was said about the table
     present: list[str], # Its columns
@@ -240,6 +244,7 @@ def _missing_because(layout: Layout, row: Mapping[str, Any], choices: Choices, r
         return rationales[0].problem if rationales else "empty rationale"
     return ""
 
+# %% ../../nbs/data/08b_own_rows.ipynb #07be301d
 def _row_labels(layout: Layout, row: Mapping[str, Any], rationales: Sequence[Parsed]) -> tuple[str, str | None]:
     "The gold label and the teacher's, which is the one taken out of a text where a column has the gold one."
     taken = rationales[0].label if layout.extractor and rationales else ""
@@ -295,6 +300,7 @@ def data_command(
              for word in ("-p", name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
     return shlex.join(["cotmi", "data", source, *words, *more])
 
+# %% ../../nbs/data/08b_own_rows.ipynb #d23a00b7
 def _taken_apart(options: LoadOptions, rows: Sequence[Said]) -> LoadOptions | None:
     "The options under which labels that are whole solutions would be read; None where no extractor takes them apart."
     labels = [row.label for row in rows[:20] if row.label]
@@ -305,6 +311,7 @@ def _taken_apart(options: LoadOptions, rows: Sequence[Said]) -> LoadOptions | No
     columns = {part: column for part, column in options.columns.items() if part != "label"}
     return replace(options, extractor=found, columns={**columns, "rationale": options.columns.get("label", "label")})
 
+# %% ../../nbs/data/08b_own_rows.ipynb #91262da1
 def mending(
     source: str, # A path or a hub id
     options: LoadOptions, # What was said about it
@@ -335,6 +342,7 @@ def _teacher_problem(dataset: Dataset, said: Said, teacher: str, allowed: Sequen
         return "not an equation" # words are labels as soon as there are any
     return "label outside the choices" if allowed and not dataset.kind.is_valid(teacher, allowed) else ""
 
+# %% ../../nbs/data/08b_own_rows.ipynb #fb326edd
 def _problem(dataset: Dataset, said: Said, gold: str, teacher: str | None, allowed: Sequence[str]) -> str:
     "The first problem of a row."
     if said.reason or not said.input:

@@ -129,6 +129,7 @@ def _needed(dataset: Dataset, root: Path, options: LoadOptions) -> list[str]:
     _check_files(dataset, root, sorted(needed, key=lambda s: s != options.train_split))
     return [s for s in dataset.splits if s in needed]
 
+# %% ../../nbs/data/08_published.ipynb #8fd15cbf
 def _split_paths(dataset: Dataset, root: Path, splits: Iterable[str]) -> dict[str, Path]:
     "The files that splits are read from, by their role."
     folder, paths = root / dataset.name, {}

@@ -69,6 +69,7 @@ def _unzipped(path: Path) -> Iterator[IO[bytes]]:
         with archive.open(name) as member:
             yield member
 
+# %% ../../nbs/data/07a_reading.ipynb #8a42ba43
 _PACKED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open, ".zip": _unzipped,
     ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")}
@@ -100,6 +101,7 @@ def _encoding(start: bytes, path: Path) -> str:
         raise _convert(path, "it holds zero bytes, as UTF-16 without a mark does", "utf-16le")
     return "utf-8-sig"
 
+# %% ../../nbs/data/07a_reading.ipynb #c59be741
 @contextmanager
 def _as_lines(path: Path) -> Iterator[io.TextIOWrapper]:
     "The text of a file, line ends as they are."
@@ -134,6 +136,7 @@ def whole_items(
             return items
         items += 1
 
+# %% ../../nbs/data/07a_reading.ipynb #97b647da
 def _bad_json(path: Path, row: int, fault: Exception) -> DataError:
     "What to do about JSON that is none."
     reason = "it is nested too deeply" if isinstance(fault, RecursionError) else fault
@@ -160,6 +163,7 @@ def _json_objects(path: Path, text: str) -> list[Any]:
             at += 1
     return rows
 
+# %% ../../nbs/data/07a_reading.ipynb #9fb8e75f
 def _json_lines(path: Path, first: str, rest: Iterator[tuple[int, str]]) -> list[Any]:
     "The objects of lines; the first one is known to be whole."
     rows = [_DECODER.decode(first)]
@@ -271,6 +275,7 @@ def _long_cells() -> Iterator[None]:
     finally:
         csv.field_size_limit(before)
 
+# %% ../../nbs/data/07a_reading.ipynb #6b33a13f
 def _read_delimited(path: Path, usual: str = ",") -> Table:
     "The rows of a CSV or TSV file."
     with _long_cells():
@@ -289,6 +294,7 @@ def _read_delimited(path: Path, usual: str = ",") -> Table:
             notes += (f"{path.name}: its quotes are read as text.",)
     return Table(table.rows, (*notes, *table.notes))
 
+# %% ../../nbs/data/07a_reading.ipynb #2705cce5
 def _read_tabs(path: Path) -> Table:
     "The rows of a TSV file."
     return _read_delimited(path, "\t")
@@ -309,6 +315,7 @@ def _short_float(value: float | None) -> float | None:
     "A 32-bit float as the decimal number that it is written as."
     return None if value is None else float(str(np.float32(value)))
 
+# %% ../../nbs/data/07a_reading.ipynb #be9b941a
 def arrow_rows(
     table: pa.Table, # Any Arrow table
     features: Features | None = None, # What `datasets` knows of its columns; read off the table if None
@@ -383,6 +390,7 @@ def form_of(
         return name.suffix.lower()
     return ".zip" if path.suffix.lower() == ".zip" else ""
 
+# %% ../../nbs/data/07a_reading.ipynb #5b70e83b
 def bare_name(
     path: Path, # A file or folder
 ) -> str: # `rows` for `rows.csv.gz`
@@ -407,6 +415,7 @@ def _form(path: Path) -> str:
                         f"{path.suffix}.")
     return form
 
+# %% ../../nbs/data/07a_reading.ipynb #751707db
 def read_table(
     path: Path, # A file of rows
 ) -> Table: # Its rows, at least one, and notes

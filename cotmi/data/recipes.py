@@ -90,6 +90,7 @@ def _lacking(recipe: Recipe, part: str, alternatives: Alternatives, present: Seq
     return DataError(f"recipe {recipe.name} takes the {part} from {wanted}, which {where} does not have. Found: "
                      f"{', '.join(present[:MAX_NAMED])}. Published are {recipe.files}.")
 
+# %% ../../nbs/data/08c_recipes.ipynb #213cc123
 def apply_recipe(
     options: LoadOptions, # With the name of a recipe, or without
     present: Sequence[str], # The columns of the table

@@ -30,6 +30,7 @@ def _evaluation_is(roles: Iterable[str]) -> str:
     "What the split called evaluation is beside those that have other names; empty where all are there."
     return next((role for role in ("test", "valid") if role not in roles), "")
 
+# %% ../../nbs/data/07b_split_files.ipynb #a9051a0a
 def name_splits(
     names: Iterable[str], # Names of splits, as a hub data set has them
 ) -> dict[str, str]: # Name to train, valid or test; any other name stays as it is
@@ -52,6 +53,7 @@ def _are_parts(folder: Path, files: list[Path]) -> bool:
     return not any(_SHARD.fullmatch(bare_name(f)) for f in files) and (
         len(files) == 1 or (len(places) == 1 and folder not in places))
 
+# %% ../../nbs/data/07b_split_files.ipynb #cf1ad3ac
 def _in_order(folder: Path, split: str, files: list[Path]) -> list[Path]:
     "The files of a split in order; `DataError` for several files that are no shards of one whole."
     if _are_parts(folder, files):
@@ -98,6 +100,7 @@ def _not_read(folder: Path, paths: list[Path]) -> tuple[str, ...]:
     names = [path.name for path in paths if not path.name.casefold().startswith(_PAPERS)]
     return (f"{folder.name}: not read: {shorten(', '.join(names), 200)}.",) if names else ()
 
+# %% ../../nbs/data/07b_split_files.ipynb #3c8f2678
 def split_files(
     folder: Path, # A folder with a file a split
 ) -> SplitFiles: # With train, valid or test at least

@@ -19,6 +19,7 @@ def _unescaped(template: str) -> str:
     "The template with its escapes as what they mean."
     return re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], template)
 
+# %% ../../nbs/data/07d_templates.ipynb #ba1cd476
 def template_pieces(
     template: str, # Text with names of columns in braces
 ) -> list[tuple[str, str | None]]: # Text, and the name that follows it; None behind the last text
@@ -36,6 +37,7 @@ def template_pieces(
         raise DataError(f"input_template {template!r} names no column; write one in braces, such as {{question}}.")
     return [(text, name) for text, name, _, _ in pieces]
 
+# %% ../../nbs/data/07d_templates.ipynb #e29df0f9
 def template_names(
     template: str, # Text with names of columns in braces
 ) -> list[str]: # Each name once

@@ -106,6 +106,7 @@ def _written_columns(student: Student, examples: Dataset, config: RunConfig,
 def _distribution(scores: np.ndarray) -> list[float]:
     return softmax(scores).tolist() if len(scores) else []
 
+# %% ../../nbs/evaluation/04_answers.ipynb #5ec68e70
 def answer(
     student: Student, # Who answers
     examples: Dataset, # Columns of `load_data`

@@ -50,6 +50,7 @@ def _likelihood_figures(table: pd.DataFrame, scores: np.ndarray, gold: np.ndarra
             "test/accuracy_likelihood_normalised": float(np.mean(normalised.argmax(1) == gold)),
             "test/nll_normalised": float(negative_log_likelihoods(normalised, gold).mean())}
 
+# %% ../../nbs/evaluation/06_scoring.ipynb #6ab90432
 def _calibration_figures(table: pd.DataFrame, kind: LabelKind, valid: pd.DataFrame | None, resamples: int) -> dict:
     "Calibration raw and at the temperature that valid picks; what candidates say, beside what was generated."
     closed = _padded_scores(table) if (table.choices.map(len) > 0).all() else None

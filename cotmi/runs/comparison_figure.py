@@ -31,6 +31,7 @@ def _add_ours(tables: ComparisonTables, figure: go.Figure, metric: str, column: 
                        hovertemplate="%{y}: %{x:.2f}, %{customdata[0]} seeds, ends: %{customdata[1]}%{customdata[2]}"
                                      "<extra></extra>", row=1, col=column)
 
+# %% ../../nbs/runs/14_comparison_figure.ipynb #e433cf90
 def _add_seeds(tables: ComparisonTables, figure: go.Figure, metric: str, column: int):
     "The figure of each seed, where they are too few for an interval."
     dataset, factor = tables.datasets[column - 1], get_metric(metric).factor

@@ -144,6 +144,7 @@ def _beats_all(part: pd.DataFrame, pairs: pd.DataFrame, name: str, higher: bool,
     holds = (mine.p_holm < level) & (mine.difference * sign > 0)
     return len(mine) == len(part) - 1 and part.seeds.min() > 1 and bool(holds.all())
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #dd584438
 def mark_best(
     table: pd.DataFrame, # Of `figures_table`; its columns best and bold are set in place
     pairs: pd.DataFrame, # Of `pairs_table`
@@ -207,6 +208,7 @@ class ComparisonTables:
     def sources(self) -> dict[str, int]: # Source of published figures to its number
         return {source: i for i, source in enumerate(dict.fromkeys(self.published.source), 1)}
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #d31a68cd
 def look_up(
     table: pd.DataFrame, # Any of the tables
     **wanted: str, # Column to value

@@ -60,6 +60,7 @@ def _markdown_table(rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #8823ba29
 def _latex_table(rows: list[list[str]], caption: str) -> str:
     "Rows as a booktabs table."
     body = [" & ".join(row) + r" \\" for row in rows]
@@ -93,6 +94,7 @@ def _accuracy_row(tables: ComparisonTables, name: str, published: str, style: st
             cells.append(_published_cell(tables, dataset, published))
     return cells
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #45d0c1c7
 def _accuracy_rows(tables: ComparisonTables, style: str) -> list[list[str]]:
     "Header and rows of the accuracy table: ours and the published ones beside it."
     known = set(tables.published.dataset) # the other datasets need no second column

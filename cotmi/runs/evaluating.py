@@ -112,6 +112,7 @@ def _opened(run: Run) -> Iterator[Run]:
         if opened is not run:
             opened.close()
 
+# %% ../../nbs/runs/03_evaluating.ipynb #7db163af
 def _evaluation_of(run: Run, data: "LoadedData | None", config: RunConfig | None, progress: bool,
                    checked: bool) -> "Evaluation":
     "What the student of a run comes to, on the run's own data where it is `checked`."

@@ -85,6 +85,7 @@ def _check_unset(name: str) -> None:
         raise ConfigError(f"{name} is none, but {settings.sources[key]} sets it to {settings[key]!r}. Take it out "
                           "there, or give another value.")
 
+# %% ../../nbs/runs/08_experiments.ipynb #2cd4b983
 def check_parameters(
     given: Iterable[tuple[str, str]], # Names and values, as text
     defaults: Mapping[str, Any], # The experiment's own parameters

@@ -108,6 +108,7 @@ def over_seeds(
     examples = min(_examples(run, key) for run, _ in known)
     return seed_interval([figure.value for _, figure in known], examples=examples or None, span=get_metric(key).span)
 
+# %% ../../nbs/runs/11_grouping.ipynb #09ee6322
 class Basis(StrEnum):
     "What the ends of a figure over seeds are."
     EXAMPLES = "test examples" # An interval, of one seed or of seeds that agree on a share

@@ -15,7 +15,8 @@ import pandas as pd
 
 from ..core import RunError, RunFile, read_json, writing
 from ..data.examples import SEGMENT_SEPARATOR
-from ..llm.judge import Judge, JudgeReport, judge_rationales
+from ..llm.endpoint import Endpoint
+from ..llm.judge import JudgeReport, judge_rationales
 from .run_files import FORMATS, read_file, write_together
 from .run_folder import Run, open_run
 
@@ -47,16 +48,26 @@ def _replaces(summary: Mapping[str, Any], run: Run) -> bool:
     was_whole = "test/rationale_judge" in run.metrics and before.get("scored") == before.get("examples")
     return summary["scored"] > 0 and not was_whole
 
+# %% ../../nbs/runs/05_judging.ipynb #5611fba0
+def _judgement(report: JudgeReport, run: Run) -> dict[str, Any]:
+    "What judge.json is to hold: this judgement, and the scores of every judge, also of earlier ones."
+    before, _ = read_file(run.path / RunFile.JUDGEMENT, FORMATS[RunFile.JUDGEMENT])
+    own = {key: report.summary[key] for key in ("model", "prompt", "date")}
+    rows = zip(*(report.table[name] for name in ("id", "score", "reason")), strict=True)
+    scores = [{"id": name, "score": int(score), "reason": reason} for name, score, reason in rows if score == score]
+    judges = before.get("judges") or {}
+    return report.summary | {"judges": judges | {f"{own['model']}, {own['prompt']}": own | {"scores": scores}}}
+
 # %% ../../nbs/runs/05_judging.ipynb #5c93207c
 def judge_run(
     folder: str | Path, # A run folder with predictions
-    judge: Judge | None = None, # Whom to ask; the settings' judge if None
+    judge: Endpoint | None = None, # Whom to ask; the settings' judge if None
     examples: int | None = None, # Examples to judge, at the most; all if None
     seed: int = 0, # Seed of the sample
     progress: bool = True, # Show a progress bar
 ) -> JudgeReport: # The scores; its summary is what was written
     "Score a run's rationales and add the mean to its metrics, unless a fuller one is there; the run's lock is held."
-    judge = judge or Judge.from_settings()
+    judge = judge or Endpoint.from_settings("judge")
     run = open_run(folder) # first: nobody may put other rationales there meanwhile
     try:
         if (run.path / RunFile.METRICS).exists():
@@ -65,7 +76,7 @@ def judge_run(
         with writing(run.path / RunFile.VERDICTS):
             report = judge_rationales(sample.to_dict("records"), judge, run.path / RunFile.VERDICTS, progress)
         if _replaces(report.summary, run):
-            write_together(run.path, {RunFile.JUDGEMENT: report.summary,
+            write_together(run.path, {RunFile.JUDGEMENT: _judgement(report, run),
                                       RunFile.METRICS: run.metrics | report.to_dict("test/")})
     finally:
         run.close() # a judge that cannot be asked makes no run fail

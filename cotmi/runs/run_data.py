@@ -28,6 +28,7 @@ def data_record(
         return {"fingerprint": report.fingerprint, "path": ""}
     return {"fingerprint": report.fingerprint, "path": known.path if known.fingerprint == report.fingerprint else ""}
 
+# %% ../../nbs/runs/01a_run_data.ipynb #56b51180
 def recorded_data(
     run: RunFiles, # A run folder in any state
 ) -> Mapping[str, Any]: # `fingerprint` and `path`; empty for an older run or a broken record

@@ -170,6 +170,7 @@ def _place(made: Path, place: Path) -> None:
     else:
         place.unlink(missing_ok=True)
 
+# %% ../../nbs/runs/00_run_files.ipynb #c02aea4f
 def write_together(
     folder: str | Path, # Where the files belong; made if needed
     files: Mapping[RunFile, Any], # File to value, in the order of their moves; None for a file that is to go

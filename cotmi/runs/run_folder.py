@@ -71,6 +71,7 @@ def _acquire(folder: Path, advice: str) -> FileLock:
         raise RunError(f"{folder} is being written by another process. {advice}") from fault
     return lock
 
+# %% ../../nbs/runs/02_run_folder.ipynb #34d39e88
 def _is_held(folder: Path) -> bool | None:
     "Whether somebody holds the lock of a run; None where it has none or cannot be asked."
     lock = _lock_of(folder)
@@ -212,6 +213,7 @@ def _load_student(run: Run) -> "Student":
 
     return load_student(str(folder))
 
+# %% ../../nbs/runs/02_run_folder.ipynb #7506dc18
 def _may_write(run: Run) -> bool:
     "Whether this process writes the run; raises `RunError` where the run is open for reading."
     if _rank():
@@ -243,6 +245,7 @@ def _withdraw(run: Run):
     if (former := run.metrics.get("status", "unknown")) != "running":
         run.write(RunFile.METRICS, {**run.metrics, "status": "stopped", _FORMER: run.metrics.get(_FORMER, former)})
 
+# %% ../../nbs/runs/02_run_folder.ipynb #263e808a
 def _finish(run: Run, metrics: Mapping[str, Any], stopped: bool, files: Mapping[RunFile, Any]) -> Run:
     "End a run with its metrics; a complete one then takes the place of the run that it replaces."
     ended = datetime.now(UTC).isoformat(timespec="seconds")
@@ -305,6 +308,7 @@ def _table_row(run: Run) -> dict[str, Any]:
             "majority": number_of(metrics.get("test/majority_accuracy")),
             "teacher": number_of(metrics.get("test/teacher_accuracy")), "run": run.id}
 
+# %% ../../nbs/runs/02_run_folder.ipynb #024dd9e1
 def runs_table(
     runs: Iterable[Run], # Runs of any state
 ) -> pd.DataFrame: # A row per run; numbers that a run lacks are NaN

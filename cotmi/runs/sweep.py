@@ -64,6 +64,7 @@ def _points(said: Mapping[str, Any], path: str | Path, max_runs: int) -> list[di
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())] if grid or not listed else []
     return [{**said.get("parameters", {}), **point} for point in [*points, *listed]]
 
+# %% ../../nbs/runs/09_sweep.ipynb #e3b3d1f8
 def sweep_points(
     path: str | Path, # A YAML file
     max_runs: int = MAX_RUNS, # More runs than that are refused

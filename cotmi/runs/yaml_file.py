@@ -27,6 +27,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
             raise ConfigError(f"line {line}: the key {key.value!r} stands twice. Take one of them out.")
         seen.add(key.value)
 
+# %% ../../nbs/runs/08a_yaml_file.ipynb #9251d21b
 def _check_node(node: yaml.Node, above: tuple[int, ...], left: list[int]) -> None:
     "Refuse a node that contains itself, doubled keys below it, and more nodes than are left."
     left[0] -= 1

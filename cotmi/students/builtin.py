@@ -59,6 +59,7 @@ def _random_t5(config: T5Config, seed: int) -> T5ForConditionalGeneration:
     model.lm_head.weight = nn.Parameter(head)
     return model
 
+# %% ../../nbs/students/09_builtin.ipynb #9d69b1f0
 def builtin_student(
     shape: str, # tiny or mini
     texts: Iterable[str], # Training text, for the tokenizer

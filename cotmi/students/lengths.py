@@ -58,6 +58,7 @@ def token_counts(
                         "longest": int(told.max()), "limit": limit, "cut": int((told > limit).sum())}
     return counts
 
+# %% ../../nbs/students/15_lengths.ipynb #07bef2bf
 def cut_shares(
     counts: Mapping[str, Mapping[str, Any]], # As `token_counts` gives them
 ) -> dict[str, float]: # inputs_cut, labels_cut, rationales_cut

@@ -32,6 +32,7 @@ def _called(name: str) -> str:
     "A student's name as a message can hold it."
     return one_line(name, 100)
 
+# %% ../../nbs/students/10_loading.ipynb #325cad21
 def _student_advice(name: str, fault: Exception) -> str:
     "What went wrong while loading a student, and what to do."
     reason = one_line(fault, 110) or type(fault).__name__

@@ -97,6 +97,7 @@ def _first_token(model: Any) -> int:
     start = model.generation_config.decoder_start_token_id
     return model.config.decoder_start_token_id if start is None else start
 
+# %% ../../nbs/students/06_t5_greedy_decode.ipynb #81324b37
 def _decode_batch(model: Any, cache: KeyValueCache, max_new_tokens: int, bias: Tensor,
                   answers: list[list[int]]):
     "Write the answers of a batch into their places in `answers`."

@@ -332,6 +332,7 @@ def _padded(rows: Tensor, packings: Sequence[_Packing]) -> list[Tensor]:
     "The rows of several tasks, each task's put in place."
     return [p.pad(part) for p, part in zip(packings, rows.split([p.rows for p in packings]), strict=True)]
 
+# %% ../../nbs/students/05_t5_packed.ipynb #a3c3f991
 def packed_forward(
     model: T5ForConditionalGeneration, # A T5 that `fits_packed`
     inputs: Sequence[tuple[Tensor, Tensor]], # For each task: token ids and mask [B, S]

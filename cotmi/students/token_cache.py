@@ -33,6 +33,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     return json.dumps([type(tokenizer).__name__, state, own, tokenizer.special_tokens_map, versions], sort_keys=True,
                       default=str)
 
+# %% ../../nbs/students/13_token_cache.ipynb #eae288ba
 def token_key(
     examples: Dataset, # Columns input, label, rationale and id
     tokenizer: PreTrainedTokenizerBase, # The student's tokenizer, a Rust one
@@ -66,6 +67,7 @@ def _read(path: Path, rows: int) -> Dataset | None:
         return None
     return kept if whole else None
 
+# %% ../../nbs/students/13_token_cache.ipynb #02c4c820
 def _write(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
     "Write batches of tokens as they are made; of too many files the oldest goes."
     def write(made: Path) -> None:

@@ -74,6 +74,7 @@ def _refuse_lost_marker(tokenizer: PreTrainedTokenizerBase, method: str) -> None
         raise StudentError(f"The student's tokenizer writes {back.strip()!r} for {ANSWER_MARKER!r}, behind which a "
                            f"{method} student puts its label. Choose another student, or method=dss.")
 
+# %% ../../nbs/students/14_written_labels.ipynb #a161edb2
 def _refuse_equal_labels(written: Mapping[str, str], closed: Sequence[str]) -> None:
     "Refuse a closed set of which the student could not tell two labels apart, or write one at all."
     seen: dict[str, str] = {}

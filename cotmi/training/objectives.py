@@ -34,6 +34,7 @@ class Objective:
     @property
     def logs(self) -> tuple[str, ...]: return ("loss/mi",) if self.bound is None else ("loss/mi", f"mi/{self.name}")
 
+# %% ../../nbs/training/03_objectives.ipynb #35e7686b
 def _check_objective(objective: Objective):
     "Refuse a record that cannot be meant."
     if (objective.loss is None) == (objective.bound is None):

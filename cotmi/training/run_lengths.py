@@ -112,6 +112,7 @@ def recorded_lengths(
     values, sources = (part if isinstance(part, dict) else {} for part in parts)
     return config.settled(values, sources)
 
+# %% ../../nbs/training/04a_run_lengths.ipynb #73b0f2d4
 def _record(folder: Path, config: RunConfig, report: Mapping[str, Any]) -> None:
     "Write settled lengths into config.json and what is cut into data_report.json, where a folder has them."
     found = {name: source for name, source in config.sources.items() if config.asked()[name] != getattr(config, name)}
@@ -147,6 +148,7 @@ def _unwritable(data: LoadedData, student: Student, config: RunConfig) -> dict[s
             for split, part in data.examples.items()}
     return {"rows": rows, "labels": dict(list(lost.items())[:10]), "count": len(lost)}
 
+# %% ../../nbs/training/04a_run_lengths.ipynb #d0774373
 def _warn(report: Mapping[str, Any]) -> None:
     "A line for each kind of text that is cut often, and for labels that cannot be written."
     for split in ("train", "valid"):

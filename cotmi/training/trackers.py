@@ -45,6 +45,7 @@ class TrackedRun:
         place = self.folder / "kept.json"
         write_json(place, {**(read_json(place, RunError) if place.is_file() else {}), tracker: known})
 
+# %% ../../nbs/training/05b_trackers.ipynb #b50637dc
 def _tracked(config: RunConfig, folder: Path, step: int = 0) -> TrackedRun:
     "The run of a folder, for its trackers."
     parameters = {f"config/{name}": value for name, value in config.to_dict().items()}
@@ -67,6 +68,7 @@ def _tensorboard(run: TrackedRun) -> "Iterator[list[TrainerCallback]]":
         writer.add_text("config", f"```json\n{json.dumps(dict(run.parameters), indent=1)}\n```")
         yield [TensorBoardCallback(writer)]
 
+# %% ../../nbs/training/05b_trackers.ipynb #6a2fdc2d
 def _report_to_tensorboard(run: TrackedRun, metrics: Mapping[str, float], step: int):
     "Add the figures of an evaluation to the events of a run."
     from torch.utils.tensorboard import SummaryWriter
@@ -91,6 +93,7 @@ def _wandb_run(run: TrackedRun) -> Iterator[Any]:
         run.remember("wandb", opened.id)
         yield opened
 
+# %% ../../nbs/training/05b_trackers.ipynb #b555800b
 @contextmanager
 def _wandb(run: TrackedRun) -> "Iterator[list[TrainerCallback]]":
     "The log of a training at Weights & Biases."
@@ -121,6 +124,7 @@ def _mlflow_store(run: TrackedRun) -> Iterator[None]:
         mlflow.set_tracking_uri(None)
         os.environ.pop("MLFLOW_TRACKING_URI", None) # mlflow sets it for its child processes
 
+# %% ../../nbs/training/05b_trackers.ipynb #a20c7f70
 @contextmanager
 def _mlflow_run(run: TrackedRun) -> Iterator[None]:
     "The run at MLflow, active."
@@ -200,6 +204,7 @@ def tracking(
     with ExitStack() as opened:
         yield [callback for tracker in _trackers_of(config) for callback in opened.enter_context(tracker.training(run))]
 
+# %% ../../nbs/training/05b_trackers.ipynb #ce7e36a4
 def report_metrics(
     config: RunConfig, # Its report_to names the trackers
     folder: Path, # The run folder

@@ -212,6 +212,7 @@ def _split_figures(trainer: "CotTrainer", split: WatchedSplit) -> dict[str, floa
         figures["rationale_rouge_l"] = _rouge_l(written, split.rationales)
     return figures
 
+# %% ../../nbs/training/06_trainer.ipynb #7ab328c1
 def _watch(trainer: "CotTrainer", prefix: str) -> dict[str, float]:
     "Look at each split; its figures, logged and told to the callbacks."
     metrics = {}
@@ -245,6 +246,7 @@ def _step_of(checkpoint: Path | None) -> int:
     "The step after which a checkpoint was written; 0 for none."
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
+# %% ../../nbs/training/06_trainer.ipynb #e131dae3
 def last_checkpoint(
     folder: str | Path, # A run folder
 ) -> Path | None: # The newest checkpoint that was written to its end
@@ -493,6 +495,7 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             vars(callback).update(kept.get("attributes", {}))
 
+# %% ../../nbs/training/06_trainer.ipynb #8b07d34b
 def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
     "Train from a checkpoint, or from the beginning; to the weights that valid picks."
     if checkpoint is None:
