@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MIEstimate', 'EstimationCancelled', 'estimate_mi']
 
-# %% ../../nbs/information/08_estimate.ipynb #a8aad16d
+# %% ../../nbs/information/08_estimate.ipynb #157d86e9
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from ..core import EstimationError, Interval, check_choice
@@ -21,6 +23,9 @@ from .bounds import BOUNDS, Bound, get_bound
 from .critic_fit import FitLog, fit_critic, read_bound, score, shuffled_batches
 from .critics import Critic, GaussianStart, get_critic
 from .preparation import CanonicalBasis, PreparedSide, check_pairs
+from .stacking import kernel_ratio, stack_weights
+from .twins import detectable, ksg, p_value, shuffled_readings
+from .views import LENGTHS, PLAIN, PRODUCTS, View, choose_views, most_components
 
 # %% ../../nbs/information/08_estimate.ipynb #21a91ac0
 _SIGNS = {"lower": "≥", "upper": "≤", "neither": "≈"}
@@ -31,18 +36,22 @@ def _of_its_own(bound: Bound) -> dict[str, str]:
     same = known is not None and (known.title, known.direction) == (bound.title, bound.direction)
     return {} if same else {"title": bound.title, "direction": bound.direction}
 
-# %% ../../nbs/information/08_estimate.ipynb #e6b0c8cc
+# %% ../../nbs/information/08_estimate.ipynb #81ddb2a7
 @dataclass(frozen=True)
 class MIEstimate:
-    "Mutual information of held-out pairs, in nats, with its interval and what is known against it."
+    "Mutual information of held-out pairs, in nats, with its intervals and what is known against it."
     value: float # The bound, nats
-    low: float # Lower end of the interval
-    high: float # Upper end
+    low: float # Lower end of the bound's interval, given its critics
+    high: float # Upper end of the same
     ceiling: float | None # The most that the bound could have been, or None
     bound: str # A key of `BOUNDS`, or the name of a bound of your own
     critic: str # The critic's name
     pairs: int # Pairs scored
     diagnostics: dict[str, Any] = field(default_factory=dict) # What was seen on the way
+    lower: float | None = None # Lower confidence bound of the information itself; None where the bound supports none
+    p_value: float | None = None # How often shuffled pairs read at least as much; None where nothing was scored
+    null_high: float | None = None # What 95 of 100 shuffles of the pairs stay below, read by the same critics
+    detectable: float | None = None # About the least information that so many pairs tell from none
 
     @property
     def interval(self) -> Interval: return Interval(self.value, self.low, self.high)
@@ -57,7 +66,7 @@ class MIEstimate:
         ceiling = f", ceiling {self.ceiling:.2f}" if self.ceiling is not None else ""
         line = (f"I(Z;V) {_SIGNS[self.direction]} {self.value:.3f} nats [{self.low:.3f}, {self.high:.3f}] "
                 f"({self.title}, {self.critic} critic, {self.pairs:,} pairs{ceiling})")
-        return "\n  - ".join([line, *self.notes])
+        return "\n  - ".join([line, *_beside(self), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         "Plain values, for JSON."
@@ -71,7 +80,42 @@ class MIEstimate:
         except TypeError as fault:
             raise EstimationError(f"This is no estimate of mutual information: {fault}.") from fault
 
-# %% ../../nbs/information/08_estimate.ipynb #15eb015e
+# %% ../../nbs/information/08_estimate.ipynb #b9ac28ef
+def _beside(estimate: MIEstimate) -> list[str]:
+    "What stands beside the number, in sentences."
+    level, said = estimate.diagnostics.get("level", 0.95), []
+    if estimate.lower is not None:
+        said.append(f"The information is at least {max(estimate.lower, 0):.3f} nats ({level:.0%} confidence, "
+                    "one-sided); the interval is of the bound given its critics.")
+    if estimate.p_value is not None:
+        said.append(f"Shuffled pairs read as much with p = {estimate.p_value:.3f}; about {estimate.detectable:.2g} "
+                    "nats could be told from none.")
+    return said
+
+# %% ../../nbs/information/08_estimate.ipynb #85c69666
+class EstimationCancelled(EstimationError):
+    "The progress callback asked to stop."
+
+class _Progress:
+    "Tells the caller how much is done, in hundredths of a unit of work; the caller may stop by answering False."
+    def __init__(self, units: int, callback: Callable[[int, int], bool | None] | None, pause: float = 0.1):
+        self.units, self.unit, self.callback, self.pause, self.told = units, 0, callback, pause, 0.0
+
+    def look(self, share: float = 0.0) -> None: # The share of the present unit that is done
+        if time.monotonic() - self.told >= self.pause:
+            self._tell(share)
+
+    def finish_unit(self) -> None:
+        self.unit += 1
+        self._tell(0)
+
+    def _tell(self, share: float) -> None:
+        self.told = time.monotonic()
+        done, total = int(100 * (self.unit + share)), 100 * self.units
+        if self.callback is not None and self.callback(done, total) is False:
+            raise EstimationCancelled(f"Stopped as asked, with {done / total:.0%} of the work done.")
+
+# %% ../../nbs/information/08_estimate.ipynb #179e546f
 class _Setup(NamedTuple):
     "What `estimate_mi` passes to each fold."
     bound: Bound # With its tau
@@ -85,94 +129,161 @@ class _Setup(NamedTuple):
     batch: int # Pairs a step
     learning_rate: float # Of the critic
     weight_decay: float # Of the critic
+    stacked: bool = False # Whether several critics are weighed
 
-# %% ../../nbs/information/08_estimate.ipynb #d90fb5ed
+# %% ../../nbs/information/08_estimate.ipynb #caadf819
 def _new_critic(setup: _Setup, correlations: Tensor, z_width: int, v_width: int) -> nn.Module:
     "A critic for canonical variates."
     module = setup.critic.make(z_width, v_width, setup.hidden, setup.embedding)
     return setup.critic.start(module, correlations, setup.bound.offset) if setup.from_gaussian else module
 
-# %% ../../nbs/information/08_estimate.ipynb #832063e2
-def _default_components(pairs: int) -> int:
-    "How many dimensions a side this many training pairs can support: one for 16 pairs, 2 to 64."
-    return max(2, min(64, pairs // 16))
+# %% ../../nbs/information/08_estimate.ipynb #73b7c6c4
+class _Pairs:
+    "All pairs as canonical variates, by a basis that was fitted on the training pairs, for each level of the views."
+    def __init__(self, z: Tensor, v: Tensor, views: tuple[View, View], rest: Tensor, seed: int):
+        order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
+        self.z, self.v, self.views, self.made = z, v, views, {}
+        self.valid, self.train = order[: max(2, len(order) // 8)], order[max(2, len(order) // 8):]
 
-# %% ../../nbs/information/08_estimate.ipynb #75a3b2d0
-class _Fit(NamedTuple):
-    "What one critic gives."
-    scores: Tensor # [B, B] held-out scores
-    gaussian: Tensor # [B, B] held-out log-density ratios of the Gaussian closed form
-    train_value: float # The bound on training pairs
-    log: FitLog # How the training went
+    def __call__(self, level: int) -> tuple[Tensor, Tensor, Tensor]: # [n, Dz], [n, Dv], [min(Dz, Dv)] correlations
+        if level not in self.made:
+            z, v = self.views[0].at(level)(self.z), self.views[1].at(level)(self.v)
+            basis = CanonicalBasis(z[self.train], v[self.train])
+            self.made[level] = (*basis(z, v), basis.correlations)
+        return self.made[level]
 
-# %% ../../nbs/information/08_estimate.ipynb #226d3521
-def _fit_and_score(prepared: tuple[Tensor, Tensor], held: Tensor, rest: Tensor, setup: _Setup, seed: int) -> _Fit:
-    "Fit one critic on the prepared rows `rest` and score the rows `held`."
-    order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
-    valid, train = order[: max(2, len(order) // 8)], order[max(2, len(order) // 8):]
-    basis = CanonicalBasis(prepared[0][train], prepared[1][train])
-    a, b = basis(*prepared)
+# %% ../../nbs/information/08_estimate.ipynb #a934b144
+class _Member(NamedTuple):
+    "A critic and what it is shown."
+    name: str # As `weights` of the diagnostics has it
+    critic: nn.Module
+    z: Tensor # [n, D] of all pairs
+    v: Tensor # [n, D]
+    log: FitLog | None = None # How its training went; None where it was not trained
+
+    def scores(self, rows: Tensor) -> Tensor: # [B, B]
+        return score(self.critic, self.z[rows], self.v[rows]).double()
+
+# %% ../../nbs/information/08_estimate.ipynb #fee7679f
+def _trained(name: str, z: Tensor, v: Tensor, correlations: Tensor, pairs: _Pairs, setup: _Setup, seed: int,
+             watch: Callable[[int], object]) -> _Member:
+    "A critic trained on the training pairs and stopped on the validation pairs."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = _new_critic(setup, basis.correlations, a.shape[1], b.shape[1])
-    batches = shuffled_batches(a[train], b[train], setup.batch, seed)
-    log = fit_critic(critic, setup.bound, batches, (a[valid], b[valid]), steps=setup.steps, block=setup.critic.block,
-                     learning_rate=setup.learning_rate, weight_decay=setup.weight_decay)
-    gaussian = score(GaussianStart(None, basis.correlations), a[held], b[held]).double()
-    seen = train[: len(held)]
-    train_value = float(setup.bound.read(score(critic, a[seen], b[seen]).double()))
-    return _Fit(score(critic, a[held], b[held]).double(), gaussian, train_value, log)
+        critic = _new_critic(setup, correlations, z.shape[1], v.shape[1])
+    train, valid = pairs.train, pairs.valid
+    log = fit_critic(critic, setup.bound, shuffled_batches(z[train], v[train], setup.batch, seed), (z[valid], v[valid]),
+                     steps=setup.steps, block=setup.critic.block, learning_rate=setup.learning_rate,
+                     weight_decay=setup.weight_decay, every=max(25, min(50, len(train) // 70)), patience=6,
+                     average=0.99, watch=watch)
+    return _Member(name, critic, z, v, log)
 
-# %% ../../nbs/information/08_estimate.ipynb #e3f3af2d
+# %% ../../nbs/information/08_estimate.ipynb #22d6a351
+def _leading(correlations: Tensor, pairs: int) -> int:
+    "How many canonical variates are plain, 1 to 6: their squared correlation is above 6 / n."
+    return max(1, min(6, int((correlations**2 > 6 / pairs).sum())))
+
+# %% ../../nbs/information/08_estimate.ipynb #b2e6e79b
+def _members(pairs: _Pairs, setup: _Setup, seed: int, watch: Callable[[float], object]) -> list[_Member]:
+    "The critics that are weighed; a single one where nothing is weighed."
+    level = pairs.views[0].level
+    z, v, rho = pairs(min(level, LENGTHS))
+    halves = 2 if setup.stacked else 1
+    every = [_trained("all", z, v, rho, pairs, setup, seed, lambda taken: watch(taken / setup.steps / halves))]
+    if not setup.stacked:
+        return every
+    z, v, rho = pairs(level)
+    count, offset = _leading(rho, len(pairs.train)), setup.bound.offset
+    if max(z.shape[1], v.shape[1]) > count:
+        every.append(_trained("leading", z[:, :count], v[:, :count], rho[:count], pairs, setup, seed,
+                              lambda taken: watch(0.5 + taken / setup.steps / 2)))
+    every += [_Member("gaussian", GaussianStart(None, rho, offset), z, v),
+              _Member("silent", GaussianStart(None, rho[:0], offset), z, v)]
+    sides = [view.side for view in pairs.views]
+    if sides[0].width + sides[1].width <= 4 and setup.scaling == "normal-scores":
+        z, v = sides[0](pairs.z), sides[1](pairs.v)
+        kernels = kernel_ratio(setup.bound, *((z[rows], v[rows]) for rows in (pairs.train, pairs.valid)))
+        every.append(_Member("kernels", kernels, z, v))
+    return every
+
+# %% ../../nbs/information/08_estimate.ipynb #4554fc39
+class _Fit(NamedTuple):
+    "What the critics of one seed give."
+    scores: Tensor # [B, B] held-out scores
+    start: Tensor # [B, B] held-out scores of the closed form in the view that was chosen
+    gaussian: Tensor # [B, B] held-out log-density ratios of the closed form of the columns as they are
+    train_value: float # The bound on training pairs of the critic that sees all
+    held_value: float # The bound of the same critic on held-out pairs
+    logs: list[FitLog] # How training went
+    weights: dict[str, float] # Of each critic
+
+# %% ../../nbs/information/08_estimate.ipynb #c6830db6
+def _weighed(members: list[_Member], pairs: _Pairs, setup: _Setup, held: Tensor) -> tuple[Tensor, dict[str, float]]:
+    "Held-out scores [B, B] of all members together, and their weights."
+    if len(members) == 1:
+        return members[0].scores(held), {}
+    before = torch.tensor([0.05 if member.name == "silent" else 1.0 for member in members])
+    weights = stack_weights(setup.bound, torch.stack([member.scores(pairs.valid) for member in members]),
+                            before / before.sum())
+    together = sum((w * member.scores(held) for w, member in zip(weights, members, strict=True)), torch.zeros(()))
+    return together, {member.name: float(w) for w, member in zip(weights, members, strict=True)}
+
+def _fit_and_score(pairs: _Pairs, held: Tensor, setup: _Setup, seed: int, watch: Callable[[float], object]) -> _Fit:
+    "Fit the critics of one seed and score the rows `held`."
+    z, v, rho = pairs(PLAIN)
+    gaussian = score(GaussianStart(None, rho), z[held], v[held]).double()
+    z, v, rho = pairs(pairs.views[0].level)
+    start = score(GaussianStart(None, rho, setup.bound.offset), z[held], v[held]).double()
+    members = _members(pairs, setup, seed, watch)
+    scores, weights = _weighed(members, pairs, setup, held)
+    train_value, held_value = (float(setup.bound.read(members[0].scores(rows)))
+                               for rows in (pairs.train[: len(held)], held))
+    return _Fit(scores, start, gaussian, train_value, held_value, [m.log for m in members if m.log], weights)
+
+# %% ../../nbs/information/08_estimate.ipynb #38b0fd57
 class _Fold(NamedTuple):
     "What one fold gives."
     fits: list[_Fit] # One for each seed
-    sides: tuple[PreparedSide, PreparedSide] # The preparation of z and of v
+    views: tuple[View, View] # Of z and of v
+    readings: list[float] # Held-out Gaussian reading of each level of the views
+    train: int # Pairs that each critic was trained on
 
     @property
     def scores(self) -> Tensor: # [B, B]
         return torch.stack([fit.scores for fit in self.fits]).mean(0)
     @property
+    def start(self) -> Tensor: # [B, B]
+        return torch.stack([fit.start for fit in self.fits]).mean(0)
+    @property
     def gaussian(self) -> Tensor: # [B, B]
         return torch.stack([fit.gaussian / len(self.fits) for fit in self.fits]).sum(0)
 
-# %% ../../nbs/information/08_estimate.ipynb #9ea00ba0
+# %% ../../nbs/information/08_estimate.ipynb #15f75fce
 def _run_fold(z: Tensor, v: Tensor, held: Tensor, rest: Tensor, setup: _Setup, seeds: Sequence[int],
-              tick: Callable[[], None]) -> _Fold:
-    "Fit on `rest` and score `held`, once for each seed; `tick` is called after each."
-    components = setup.components or _default_components(len(rest) - len(rest) // 8)
-    z_side, v_side = (PreparedSide(x[rest], components, setup.scaling, seeds[0]) for x in (z, v))
-    prepared, fits = (z_side(z), v_side(v)), []
+              progress: _Progress) -> _Fold:
+    "Fit on `rest` and score `held`, once for each seed."
+    z_view, v_view, readings = choose_views(z[rest], v[rest], setup.components, setup.scaling, seeds[0],
+                                            PRODUCTS if setup.stacked else PLAIN, progress.look)
+    fits, train = [], 0
     for seed in seeds:
-        fits.append(_fit_and_score(prepared, held, rest, setup, seed))
-        tick()
-    return _Fold(fits, (z_side, v_side))
+        pairs = _Pairs(z, v, (z_view, v_view), rest, seed)
+        fits.append(_fit_and_score(pairs, held, setup, seed, progress.look))
+        train = len(pairs.train)
+        progress.finish_unit()
+    return _Fold(fits, (z_view, v_view), readings, train)
 
-# %% ../../nbs/information/08_estimate.ipynb #1bde09de
-class EstimationCancelled(EstimationError):
-    "The progress callback asked to stop."
+# %% ../../nbs/information/08_estimate.ipynb #0f646141
+def _parts(pairs: int, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    "For each fold the rows that are held out and the rest."
+    order = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed))
+    parts = [p.sort().values for p in order.tensor_split(folds)]
+    return [(held, torch.cat([p for j, p in enumerate(parts) if j != k])) for k, held in enumerate(parts)]
 
-class _Progress:
-    "Counts the critics that are fitted and tells the caller, who may stop by answering False."
-    def __init__(self, total: int, callback: Callable[[int, int], bool | None] | None):
-        self.done, self.total, self.callback = 0, total, callback
-
-    def tick(self) -> None:
-        self.done += 1
-        if self.callback is not None and self.callback(self.done, self.total) is False:
-            raise EstimationCancelled(f"Stopped after {self.done} of {self.total} critics, as asked.")
-
-# %% ../../nbs/information/08_estimate.ipynb #ab5188ce
 def _run_folds(z: Tensor, v: Tensor, setup: _Setup, folds: int, seeds: int, seed: int,
                progress: _Progress) -> list[_Fold]:
     "Score every pair by critics that were fitted on the other folds."
-    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
-    parts, results = [p.sort().values for p in order.tensor_split(folds)], []
-    for k, held in enumerate(parts):
-        rest = torch.cat([p for j, p in enumerate(parts) if j != k])
-        fold_seeds = [1000 * seed + 10 * k + s for s in range(seeds)]
-        results.append(_run_fold(z, v, held, rest, setup, fold_seeds, progress.tick))
-    return results
+    return [_run_fold(z, v, held, rest, setup, [1000 * seed + 10 * k + s for s in range(seeds)], progress)
+            for k, (held, rest) in enumerate(_parts(len(z), folds, seed))]
 
 # %% ../../nbs/information/08_estimate.ipynb #04a4b4dd
 def _blocks(scores: Tensor, block: int) -> list[Tensor]:
@@ -180,39 +291,101 @@ def _blocks(scores: Tensor, block: int) -> list[Tensor]:
     parts = torch.arange(len(scores)).tensor_split(math.ceil(len(scores) / block))
     return [scores[part[:, None], part] for part in parts]
 
+# %% ../../nbs/information/08_estimate.ipynb #85de5b80
+class _Reading(NamedTuple):
+    "One cross-fitting, read."
+    interval: Interval # Of the bound, given its critics
+    matrices: list[Tensor] # The score matrices that it is read from
+    read: str # What is read: `critics`, `start` or `nothing`
+    spread: float # Standard error, by pairs or by folds, whichever is larger
+
+def _read(folds: list[_Fold], setup: _Setup, block: int, resamples: int, level: float, seed: int) -> _Reading:
+    "The bound of held-out scores."
+    found = []
+    for name in ("critics", "start") if setup.stacked else ("critics",):
+        matrices = [m for fold in folds for m in _blocks(fold.scores if name == "critics" else fold.start, block)]
+        interval = read_bound(setup.bound, matrices, resamples=resamples, level=level, seed=seed)
+        by_matrix = [float(setup.bound.read(m)) for m in matrices]
+        by_pair = (interval.high - interval.low) / (2 * float(norm.ppf((1 + level) / 2)))
+        by_fold = float(np.std(by_matrix, ddof=1) / math.sqrt(len(matrices)))
+        found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold]))))
+    best = found[-1] if found[-1].interval.value > found[0].interval.high else found[0]
+    if setup.stacked and best.interval.high < 0:
+        silent = [torch.full_like(m, setup.bound.offset) for m in best.matrices]
+        return _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0)
+    return best
+
+# %% ../../nbs/information/08_estimate.ipynb #041088e1
+def _lower(bound: Bound, values: Sequence[float], spreads: Sequence[float], level: float) -> float | None:
+    "Lower confidence bound of the information, from the value and the standard error of each repeat."
+    if bound.direction != "lower":
+        return None
+    variance = np.mean(np.square(spreads)) + np.var(values)
+    return float(np.mean(values) - norm.ppf(level) * math.sqrt(variance))
+
+# %% ../../nbs/information/08_estimate.ipynb #bd3e11d2
+def _gains(scores: Tensor) -> Tensor: # [B] nats
+    "What each pair adds to InfoNCE."
+    return scores.diagonal() - scores.logsumexp(1) + math.log(len(scores))
+
+def _rise(z: Tensor, v: Tensor, setup: _Setup, folds: int, seed: int, fold: _Fold,
+          progress: _Progress) -> tuple[float, float]:
+    "By how much InfoNCE rose on the first fold from half of the training pairs to all, and the error of that."
+    held, rest = _parts(len(z), folds, seed)[0]
+    half = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[: len(rest) // 2]]
+    before = _run_fold(z, v, held, half, setup, [1000 * seed], progress)
+    rose = _gains(fold.fits[0].scores) - _gains(before.fits[0].scores)
+    return float(rose.mean()), float(rose.std() / math.sqrt(len(rose)))
+
 # %% ../../nbs/information/08_estimate.ipynb #937597a0
 def _effective_false_pairs(matrices: Sequence[Tensor]) -> float:
     "How many false pairs carry the mean of exp: (Σ eˢ)² / Σ e²ˢ."
     off = torch.cat([m[~torch.eye(len(m), dtype=torch.bool)] for m in matrices])
     return float((2 * off.logsumexp(0) - (2 * off).logsumexp(0)).exp())
 
-# %% ../../nbs/information/08_estimate.ipynb #a005bb97
-def _measured(estimate: Interval, ceiling: float | None, setup: _Setup, folds: list[_Fold],
-              widths: tuple[int, int]) -> dict[str, Any]:
-    "The diagnostics of an estimate, as numbers."
+# %% ../../nbs/information/08_estimate.ipynb #9dd8057f
+def _twins(folds: list[_Fold], z: Tensor, v: Tensor, scaling: str) -> dict[str, float]:
+    "What other estimators read: the closed form, CLUB from it, and nearest neighbours in few dimensions."
+    gaussian, club = (read_bound(name, [f.gaussian for f in folds], resamples=0).value for name in ("gaussian", "club"))
+    twins = {"gaussian": gaussian, "upper_twin": club}
+    if z.shape[1] + v.shape[1] <= 6:
+        twins["ksg"] = ksg(*(PreparedSide(x, x.shape[1], scaling, 0)(x) for x in (z, v)))
+    return twins
+
+def _of_views(folds: list[_Fold], widths: tuple[int, int]) -> dict[str, Any]:
+    "What the views of the first fold show, and whether they show all that so many pairs support."
+    z_side, v_side = (view.side for view in folds[0].views)
+    rest = len(folds[0].fits[0].scores) * (len(folds) - 1)
+    most = [side.directions is not None and side.width >= most_components(width, rest)
+            for side, width in zip((z_side, v_side), widths, strict=True)]
+    return {"z_width": widths[0], "v_width": widths[1], "z_used": z_side.width, "v_used": v_side.width,
+            "z_variance_kept": z_side.kept, "v_variance_kept": v_side.kept, "all_components": any(most),
+            "view": folds[0].views[0].level, "view_readings": folds[0].readings}
+
+# %% ../../nbs/information/08_estimate.ipynb #07716489
+def _measured(reading: _Reading, ceiling: float | None, setup: _Setup, folds: list[_Fold]) -> dict[str, Any]:
+    "The diagnostics of the critics, as numbers."
+    estimate, fits = reading.interval, [fit for fold in folds for fit in fold.fits]
     by_seed = [read_bound(setup.bound, [f.fits[s].scores for f in folds], resamples=0).value
                for s in range(len(folds[0].fits))]
-    gaussian, twin = (read_bound(name, [f.gaussian for f in folds], resamples=0).value for name in ("gaussian", "club"))
-    logs, (z_side, v_side) = [fit.log for f in folds for fit in f.fits], folds[0].sides
-    train = float(np.mean([float(np.mean([fit.train_value for fit in f.fits])) for f in folds]))
+    logs = [log for fit in fits for log in fit.logs]
+    train, held = (float(np.mean([getattr(fit, name) for fit in fits])) for name in ("train_value", "held_value"))
     measured = {
-        "by_seed": by_seed, "train": train, "train_gap": train - estimate.value,
+        "by_seed": by_seed, "train": train, "train_gap": train - held, "read": reading.read,
+        "weights": {name: float(np.mean([fit.weights.get(name, 0.0) for fit in fits])) for name in fits[0].weights},
         "best_steps": [log.best_step for log in logs], "still_rising": sum(log.still_rising for log in logs),
-        "gaussian": gaussian, "upper_twin": twin,
-        "z_width": widths[0], "v_width": widths[1], "z_used": z_side.width, "v_used": v_side.width,
-        "z_variance_kept": z_side.kept, "v_variance_kept": v_side.kept,
         "ceiling_reached": ceiling is not None and estimate.value > 0.85 * ceiling,
-        "above_upper_twin": setup.bound.direction == "lower" and estimate.low > max(twin, 0) + 0.05,
     }
     if setup.bound.critic is None or setup.bound.few_pairs_unsettle: # a Gaussian conditional has no mean of exp
-        measured["effective_false_pairs"] = _effective_false_pairs([f.scores for f in folds])
+        measured["effective_false_pairs"] = _effective_false_pairs(reading.matrices)
     return measured
 
-# %% ../../nbs/information/08_estimate.ipynb #e00e2b9e
+# %% ../../nbs/information/08_estimate.ipynb #cb82cdca
 def _left_out(folds: list[_Fold], widths: tuple[int, int]) -> list[str]:
-    "What the preparation of the first fold left out, in sentences."
+    "What the views of the first fold left out, in sentences."
     notes = []
-    for name, side, width in zip("zv", folds[0].sides, widths, strict=True):
+    for name, view, width in zip("zv", folds[0].views, widths, strict=True):
+        side = view.side
         constant = int((~side.keep).sum())
         if constant:
             notes.append(f"{constant} of {width} dimensions of {name} are constant and left out.")
@@ -220,36 +393,63 @@ def _left_out(folds: list[_Fold], widths: tuple[int, int]) -> list[str]:
             notes.append(f"PCA takes {name} from {width} to {side.width} dimensions ({side.kept:.0%} of the variance).")
     return notes
 
-# %% ../../nbs/information/08_estimate.ipynb #27392e45
+# %% ../../nbs/information/08_estimate.ipynb #5f08dadf
+_TOO_LOW = "the estimate is probably still too low"
+
+def _too_low(estimate: Interval, measured: dict[str, Any]) -> list[str]:
+    "What speaks for more information than a lower bound found, in sentences."
+    notes = []
+    for name, title in (("ksg", "Nearest neighbours (KSG)"), ("gaussian", "The closed form for Gaussian pairs")):
+        if measured.get(name, -math.inf) > estimate.high + 0.01:
+            notes.append(f"{title} read {measured[name]:.2f} nats, above the interval: {_TOO_LOW}.")
+    if measured.get("rise", 0.0) > max(0.02, 2 * measured.get("rise_error", 0.0)):
+        notes.append(f"Half of the training pairs give {measured['rise']:.2f} nats less: {_TOO_LOW}, by about as much.")
+    if measured["all_components"]:
+        notes.append(f"More principal components than {measured['z_used']} of z and {measured['v_used']} of v need "
+                     f"more pairs, and may hold more: {_TOO_LOW}.")
+    return notes
+
+# %% ../../nbs/information/08_estimate.ipynb #8e7f8ca1
 def _warnings(estimate: Interval, ceiling: float | None, bound: Bound, steps: int,
               measured: dict[str, Any]) -> list[str]:
     "What the diagnostics warn of, in sentences."
     notes, critics = [], len(measured["best_steps"])
     if measured["ceiling_reached"]:
         notes.append(f"Near the ceiling of {ceiling:.2f} nats: the truth may be far above. More pairs raise it.")
+    if bound.direction == "lower":
+        notes += _too_low(estimate, measured)
+        if estimate.low > max(measured["upper_twin"], 0) + 0.05:
+            notes.append(f"Above CLUB with a Gaussian conditional ({measured['upper_twin']:.2f} nats): the dependence "
+                         "is not linear, or the estimate is too high.")
     if measured["still_rising"]:
         notes.append(f"{measured['still_rising']} of {critics} critics were still improving after {steps} steps; allow "
                      "more steps.")
-    if measured["above_upper_twin"]:
-        notes.append(f"Above CLUB with a Gaussian conditional ({measured['upper_twin']:.2f} nats): the dependence is "
-                     "not linear, or the estimate is too high.")
     if bound.few_pairs_unsettle and measured["effective_false_pairs"] < 50:
         notes.append(f"About {measured['effective_false_pairs']:.0f} false pairs carry the mean of exp: it is unsure.")
     if measured["train_gap"] > max(0.5, 0.5 * abs(estimate.value)):
         notes.append(f"{measured['train']:.2f} nats on the training pairs: the critic remembers them, and more pairs "
                      "would help.")
+    if measured["read"] != "critics":
+        other = {"start": "the closed form from which they started", "nothing": "no information"}[measured["read"]]
+        notes.append(f"The critics did worse than {other} on held-out pairs, and that is read instead.")
     return notes
 
-# %% ../../nbs/information/08_estimate.ipynb #110f48c5
-def _recorded(estimate: Interval, matrices: Sequence[Tensor], setup: _Setup, folds: list[_Fold],
-              widths: tuple[int, int], asked: dict[str, Any]) -> MIEstimate:
-    "The estimate with its ceiling and its diagnostics."
-    bound, pairs = setup.bound, sum(len(matrix) for matrix in matrices)
-    ceiling = bound.ceiling(min(len(matrix) for matrix in matrices))
-    measured = _measured(estimate, ceiling, setup, folds, widths)
+# %% ../../nbs/information/08_estimate.ipynb #6804fbfb
+def _recorded(readings: Sequence[_Reading], setup: _Setup, folds: list[_Fold], asked: dict[str, Any],
+              more: dict[str, Any]) -> MIEstimate:
+    "The estimate with its ceiling, its null and its diagnostics."
+    bound, first, level = setup.bound, readings[0], asked["level"]
+    estimate = Interval(*(float(np.mean(ends)) for ends in zip(*(r.interval for r in readings), strict=True)))
+    ceiling = bound.ceiling(min(len(matrix) for matrix in first.matrices))
+    measured = {**_measured(first, ceiling, setup, folds), **more, **asked}
+    widths = (measured["z_width"], measured["v_width"])
     notes = _left_out(folds, widths) + _warnings(estimate, ceiling, bound, setup.steps, measured)
-    return MIEstimate(*estimate, ceiling, bound.name, setup.critic.name, pairs,
-                      {"notes": notes, **_of_its_own(bound), **asked, **measured})
+    pairs, shuffled = sum(map(len, first.matrices)), shuffled_readings(first.interval.value, first.matrices)
+    return MIEstimate(
+        *estimate, ceiling, bound.name, setup.critic.name, pairs, {"notes": notes, **_of_its_own(bound), **measured},
+        _lower(bound, [r.interval.value for r in readings], [r.spread for r in readings], level),
+        p_value(first.interval.value, shuffled), float(shuffled.quantile(level)),
+        detectable(pairs, folds[0].train, measured["z_used"], measured["v_used"], level))
 
 # %% ../../nbs/information/08_estimate.ipynb #c4960934
 def _nothing(setup: _Setup, pairs: int, side: str) -> MIEstimate:
@@ -258,20 +458,39 @@ def _nothing(setup: _Setup, pairs: int, side: str) -> MIEstimate:
     return MIEstimate(0.0, 0.0, 0.0, None, setup.bound.name, setup.critic.name, pairs,
                       {"notes": [note], **_of_its_own(setup.bound)})
 
-# %% ../../nbs/information/08_estimate.ipynb #727a2f5c
-def _check_options(scaling: str, start: str, folds: int, seeds: int) -> None:
+# %% ../../nbs/information/08_estimate.ipynb #1fa04696
+def _check_options(scaling: str, start: str, folds: int, seeds: int, repeats: int) -> None:
     "Refuse options that mean nothing."
     check_choice("scaling", scaling, ("normal-scores", "standard"), EstimationError)
     check_choice("start", start, ("gaussian", "none"), EstimationError)
-    if folds < 2 or seeds < 1:
-        raise EstimationError(f"folds is {folds} and seeds is {seeds}; at least 2 folds and 1 seed are needed.")
+    if folds < 2 or seeds < 1 or repeats < 1:
+        raise EstimationError(f"folds is {folds}, seeds is {seeds} and repeats is {repeats}; at least 2 folds, 1 seed "
+                              "and 1 repeat are needed.")
 
 # %% ../../nbs/information/08_estimate.ipynb #d7e978f5
 def _constant_side(z: Tensor, v: Tensor) -> str | None:
     "The side on which every dimension is constant, if there is one."
     return next((side for side, x in (("z", z), ("v", v)) if bool((x.std(0) <= 1e-6 * x.abs().max()).all())), None)
 
-# %% ../../nbs/information/08_estimate.ipynb #b0720fbf
+# %% ../../nbs/information/08_estimate.ipynb #d089dae2
+def _estimated(z: Tensor, v: Tensor, setup: _Setup, asked: dict[str, Any], resamples: int,
+               progress: Callable[[int, int], bool | None] | None) -> MIEstimate:
+    "The estimate of checked pairs."
+    folds, seeds, repeats, seed = (asked[name] for name in ("folds", "seeds", "repeats", "seed"))
+    watch = _Progress(folds * seeds * repeats + setup.stacked, progress)
+    readings, first = [], []
+    for repeat in range(repeats):
+        results = _run_folds(z, v, setup, folds, seeds, seed + 7919 * repeat, watch)
+        readings.append(_read(results, setup, asked["block"], resamples, asked["level"], seed))
+        first = first or results
+    more: dict[str, Any] = {**_of_views(first, (z.shape[1], v.shape[1])), **_twins(first, z, v, setup.scaling)}
+    more["above_upper_twin"] = (setup.bound.direction == "lower"
+                                and readings[0].interval.low > max(more["upper_twin"], 0) + 0.05)
+    if setup.stacked:
+        more["rise"], more["rise_error"] = _rise(z, v, setup, folds, seed, first[0], watch)
+    return _recorded(readings, setup, first, asked, more)
+
+# %% ../../nbs/information/08_estimate.ipynb #e1775d1c
 def estimate_mi(
     z: ArrayLike | Tensor, # [n, Dz] features of the label task
     v: ArrayLike | Tensor, # [n, Dv] features of the rationale task; row i of both belongs to example i
@@ -279,34 +498,35 @@ def estimate_mi(
     critic: str | Critic | Callable[[int, int], nn.Module] = "separable", # A key of `CRITICS`, or your own likewise
     *,
     folds: int = 5, # Parts for cross-fitting
-    seeds: int = 2, # Critics trained for each fold
-    hidden: Sequence[int] = (64,), # Hidden layers of the critic
+    seeds: int = 1, # Critics trained for each fold
+    repeats: int = 1, # Cross-fittings with other folds and seeds, which are averaged
+    hidden: Sequence[int] = (64, 64), # Hidden layers of the critic
     embedding: int = 32, # Embedding of the separable critic
     scaling: str = "normal-scores", # `normal-scores` or `standard`
-    components: int | None = None, # PCA dimensions a side; one for 16 training pairs, 2 to 64, if None
+    components: int | None = None, # PCA dimensions a side; chosen by the held-out Gaussian reading if None
     start: str = "gaussian", # `gaussian`: critics start from the closed form for Gaussian pairs; `none`
-    steps: int = 1000, # Most optimiser steps of a critic
+    stacked: bool = True, # Whether several critics are weighed on validation pairs; never without a Gaussian start
+    steps: int = 3000, # Most optimiser steps of a critic
     batch: int = 256, # Pairs a step
     block: int = 1000, # Most held-out pairs scored together; its log is the ceiling of InfoNCE
     learning_rate: float = 2e-3, # Of the critic
-    weight_decay: float = 0.3, # Of the critic
+    weight_decay: float = 0.1, # Of the critic
     tau: float = 10.0, # Clip of SMILE (our choice: 5 lifts 5 nats to 5.4, 10 does not)
     resamples: int = 200, # Bootstrap resamples
-    level: float = 0.95, # Confidence level of the interval
+    level: float = 0.95, # Confidence level of the interval and of the lower confidence bound
     seed: int = 0, # Seed of folds, weights and resampling
     progress: Callable[[int, int], bool | None] | None = None, # Called with (done, total); False cancels
 ) -> MIEstimate: # The estimate in nats; raises EstimationError, EstimationCancelled
     "Bound the mutual information of paired features, each pair scored by critics that never saw it."
-    _check_options(scaling, start, folds, seeds)
+    _check_options(scaling, start, folds, seeds, repeats)
     record, free_critic = get_bound(bound).with_tau(tau), get_critic(critic)
     z, v = check_pairs(z, v, least=max(4 * folds, 20))
-    setup = _Setup(record, record.critic or free_critic, tuple(hidden), embedding, scaling, components,
-                   start == "gaussian" or not record.trained, steps if record.trained else 0, batch, learning_rate,
-                   weight_decay)
+    from_gaussian = start == "gaussian" or not record.trained
+    stacked = stacked and from_gaussian and record.trained and record.critic is None and record.direction == "lower"
+    setup = _Setup(record, record.critic or free_critic, tuple(hidden), embedding, scaling, components, from_gaussian,
+                   steps if record.trained else 0, batch, learning_rate, weight_decay, stacked)
     if side := _constant_side(z, v):
         return _nothing(setup, len(z), side)
-    results = _run_folds(z, v, setup, folds, seeds, seed, _Progress(folds * seeds, progress))
-    matrices = [matrix for fold in results for matrix in _blocks(fold.scores, block)]
-    interval = read_bound(record, matrices, resamples=resamples, level=level, seed=seed)
-    asked = {"folds": folds, "seeds": seeds, "start": start, "scaling": scaling, "block": block, "seed": seed}
-    return _recorded(interval, matrices, setup, results, (z.shape[1], v.shape[1]), asked)
+    asked = {"folds": folds, "seeds": seeds, "repeats": repeats, "start": start, "scaling": scaling, "block": block,
+             "level": level, "seed": seed}
+    return _estimated(z, v, setup, asked, resamples, progress)

@@ -7,7 +7,9 @@ __all__ = ['PLAIN', 'LENGTHS', 'PRODUCTS', 'COMPONENTS', 'View', 'gaussian_readi
            'choose_views']
 
 # %% ../../nbs/information/05_views.ipynb #793989dd
+import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -34,6 +36,11 @@ class View:
         self.spread = (reduced - self.middle).abs().median(0).values
         self.spread = torch.where(self.spread > 1e-6, self.spread, reduced.std(0).clamp(min=1e-6))
         self.known = self._lengths(x).sort(0).values
+
+    def at(self, level: int) -> "View": # The same side on another level
+        view = copy.copy(self)
+        view.level = level
+        return view
 
     def _lengths(self, x: Tensor) -> Tensor: # [m, 2] logarithms
         as_it_is = (self.side.reduced(x) - self.middle) / self.spread
@@ -77,11 +84,13 @@ def choose_components(
     z: Tensor, # [n, Dz] prepared training features, principal components in order
     v: Tensor, # [n, Dv]
     reduced: tuple[bool, bool], # Which of the two went through PCA
+    watch: Callable[[], object] = lambda: None, # Called before each try; may raise to stop
 ) -> int: # How many to keep of a side that went through PCA
     "The number of components with the best held-out Gaussian reading."
     most = max(x.shape[1] for x, cut in zip((z, v), reduced, strict=True) if cut)
     best, value, worse = most, -math.inf, 0
     for count in [c for c in COMPONENTS if c < most] + [most]:
+        watch()
         now = gaussian_reading(*(x[:, :count] if cut else x for x, cut in zip((z, v), reduced, strict=True)))
         best, value, worse = (count, now, 0) if now > value else (best, value, worse + 1)
         if worse == 3:
@@ -95,14 +104,18 @@ def choose_views(
     components: int | None, # Most components a side; chosen if None
     scaling: str, # `normal-scores` or `standard`
     seed: int, # Seed of a randomised PCA
+    most_level: int = PRODUCTS, # The last level that comes into question
+    watch: Callable[[], object] = lambda: None, # Called before each try; may raise to stop
 ) -> tuple[View, View, list[float]]: # Views of z and of v, and the reading of each level
     "The views of both sides in which the closed form reads most on held-out training pairs."
     sides = [PreparedSide(x, components or most_components(x.shape[1], len(x)), scaling, seed) for x in (z, v)]
     cut = (sides[0].directions is not None, sides[1].directions is not None)
     if components is None and any(cut):
-        count = choose_components(sides[0](z), sides[1](v), cut)
+        count = choose_components(sides[0](z), sides[1](v), cut, watch)
         sides = [side.narrowed(count) for side in sides]
-    readings = [gaussian_reading(*(View(side, x, level)(x) for side, x in zip(sides, (z, v), strict=True)))
-                for level in (PLAIN, LENGTHS, PRODUCTS)]
-    level = max(range(3), key=readings.__getitem__)
-    return View(sides[0], z, level), View(sides[1], v, level), readings
+    z_view, v_view, readings = View(sides[0], z), View(sides[1], v), []
+    for level in range(most_level + 1):
+        watch()
+        readings.append(gaussian_reading(z_view.at(level)(z), v_view.at(level)(v)) if most_level else 0.0)
+    level = max(range(most_level + 1), key=readings.__getitem__)
+    return z_view.at(level), v_view.at(level), readings
