@@ -100,8 +100,9 @@ class _BestWeights:
 class _RunningMean:
     "A critic whose weights are the running mean of those of another, or that other itself where `decay` is 0."
     def __init__(self, critic: nn.Module, decay: float):
-        self.decay, self.source = decay, critic
+        self.decay = decay
         self.critic = copy.deepcopy(critic) if decay else critic
+        self.weights = list(zip(self.critic.parameters(), critic.parameters(), strict=True))
 
     @torch.no_grad()
     def follow(self, taken: int) -> None:
@@ -109,7 +110,7 @@ class _RunningMean:
         if not self.decay:
             return
         share = 1 - min(self.decay, taken / (taken + 9))
-        for mean, new in zip(self.critic.parameters(), self.source.parameters(), strict=True):
+        for mean, new in self.weights:
             mean.lerp_(new, share)
 
 # %% ../../nbs/information/04_critic_fit.ipynb #2f2aa06f
@@ -140,6 +141,7 @@ def fit_critic(
 ) -> FitLog: # How it went
     "Train a critic on a bound, with gradient clipping and early stopping."
     record, state, taken, mean = get_bound(bound), None, 0, _RunningMean(critic, average)
+    weights = list(critic.parameters())
     optimiser, rate = _optimiser(critic, learning_rate, weight_decay, schedule, steps)
     best = _BestWeights(mean.critic, record, valid)
     for z, v in islice(batches, steps):
@@ -150,7 +152,7 @@ def fit_critic(
         loss, state = record.loss(critic(*_in_blocks(z, v, block)), state)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(critic.parameters(), clip)
+        nn.utils.clip_grad_norm_(weights, clip)
         optimiser.step()
         if rate:
             rate.step()

@@ -174,7 +174,7 @@ def _trained(name: str, z: Tensor, v: Tensor, correlations: Tensor, pairs: _Pair
     train, valid = pairs.train, pairs.valid
     log = fit_critic(critic, setup.bound, shuffled_batches(z[train], v[train], setup.batch, seed), (z[valid], v[valid]),
                      steps=setup.steps, block=setup.critic.block, learning_rate=setup.learning_rate,
-                     weight_decay=setup.weight_decay, every=max(25, min(50, len(train) // 70)), patience=6,
+                     weight_decay=setup.weight_decay, every=max(15, min(50, len(train) // 70)), patience=6,
                      average=0.99, watch=watch)
     return _Member(name, critic, z, v, log)
 
@@ -223,7 +223,7 @@ def _weighed(members: list[_Member], pairs: _Pairs, setup: _Setup, held: Tensor)
     if len(members) == 1:
         return members[0].scores(held), {}
     before = torch.tensor([0.05 if member.name == "silent" else 1.0 for member in members])
-    weights = stack_weights(setup.bound, torch.stack([member.scores(pairs.valid) for member in members]),
+    weights = stack_weights(setup.bound, torch.stack([member.scores(pairs.valid[:400]) for member in members]),
                             before / before.sum())
     together = sum((w * member.scores(held) for w, member in zip(weights, members, strict=True)), torch.zeros(()))
     return together, {member.name: float(w) for w, member in zip(weights, members, strict=True)}
@@ -262,15 +262,14 @@ class _Fold(NamedTuple):
 def _run_fold(z: Tensor, v: Tensor, held: Tensor, rest: Tensor, setup: _Setup, seeds: Sequence[int],
               progress: _Progress) -> _Fold:
     "Fit on `rest` and score `held`, once for each seed."
-    z_view, v_view, readings = choose_views(z[rest], v[rest], setup.components, setup.scaling, seeds[0],
-                                            PRODUCTS if setup.stacked else PLAIN, progress.look)
-    fits, train = [], 0
-    for seed in seeds:
-        pairs = _Pairs(z, v, (z_view, v_view), rest, seed)
+    *views, readings = choose_views(z[rest], v[rest], setup.components, setup.scaling, seeds[0],
+                                    PRODUCTS if setup.stacked else PLAIN, progress.look)
+    every = [_Pairs(z, v, (views[0], views[1]), rest, seed) for seed in seeds]
+    fits = []
+    for seed, pairs in zip(seeds, every, strict=True):
         fits.append(_fit_and_score(pairs, held, setup, seed, progress.look))
-        train = len(pairs.train)
         progress.finish_unit()
-    return _Fold(fits, (z_view, v_view), readings, train)
+    return _Fold(fits, every[0].views, readings, len(every[0].train))
 
 # %% ../../nbs/information/08_estimate.ipynb #0f646141
 def _parts(pairs: int, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -333,8 +332,9 @@ def _rise(z: Tensor, v: Tensor, setup: _Setup, folds: int, seed: int, fold: _Fol
     "By how much InfoNCE rose on the first fold from half of the training pairs to all, and the error of that."
     held, rest = _parts(len(z), folds, seed)[0]
     half = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[: len(rest) // 2]]
-    before = _run_fold(z, v, held, half, setup, [1000 * seed], progress)
-    rose = _gains(fold.fits[0].scores) - _gains(before.fits[0].scores)
+    before = _fit_and_score(_Pairs(z, v, fold.views, half, 1000 * seed), held, setup, 1000 * seed, progress.look)
+    progress.finish_unit()
+    rose = _gains(fold.fits[0].scores) - _gains(before.scores)
     return float(rose.mean()), float(rose.std() / math.sqrt(len(rose)))
 
 # %% ../../nbs/information/08_estimate.ipynb #937597a0

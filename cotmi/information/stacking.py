@@ -53,11 +53,11 @@ def stack_weights(
     bound: Bound, # That the sum is read with
     scores: Tensor, # [M, B, B] scores of validation pairs by M critics
     before: Tensor, # [M] weights to start from; they sum to one
-    steps: int = 60, # Of Adam
+    steps: int = 40, # Of Adam
 ) -> Tensor: # [M] weights that sum to one
     "The weights that read most on validation pairs, less what it costs to say them."
     logits, before = before.double().log().requires_grad_(), before.double()
-    optimiser = torch.optim.Adam([logits], lr=0.2)
+    optimiser = torch.optim.Adam([logits], lr=0.3)
     for _ in range(steps):
         log_weights = logits.log_softmax(0)
         weights = log_weights.exp()

@@ -64,13 +64,13 @@ def gaussian_reading(
     values = []
     for part in range(parts):
         out = torch.arange(len(z)) % parts == part
-        basis = CanonicalBasis(z[~out], v[~out], parts=3)
+        basis = CanonicalBasis(z[~out], v[~out], parts=2)
         a, b = (x[:1000] for x in basis(z[out], v[out]))
         values.append(float(infonce(score(GaussianStart(None, basis.correlations), a, b))))
     return sum(values) / parts
 
 # %% ../../nbs/information/05_views.ipynb #a73236bb
-COMPONENTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
+COMPONENTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 
 def most_components(
     width: int, # Dimensions of a side
@@ -93,7 +93,7 @@ def choose_components(
         watch()
         now = gaussian_reading(*(x[:, :count] if cut else x for x, cut in zip((z, v), reduced, strict=True)))
         best, value, worse = (count, now, 0) if now > value else (best, value, worse + 1)
-        if worse == 3:
+        if worse == 2:
             break
     return best
 
