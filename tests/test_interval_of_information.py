@@ -1,4 +1,4 @@
-"""What stands beside an estimate: the confidence bound of the information, the null, twins, warnings; stopping at once."""
+"""What stands beside an estimate: the confidence bound of the information, the null, twins, warnings; and stopping."""
 import math
 import time
 
@@ -77,7 +77,7 @@ def test_repeats_are_averaged_and_their_disagreement_counts():
 # the null
 
 def test_false_alarms_are_rare_and_what_is_detectable_is_found():
-    "By the closed form, which needs no training; with eighty samples of each kind."
+    "By the closed form, which needs no training."
     samples, pairs, width = 40, 300, 4
     none = [estimate_mi(*gaussian_pairs(pairs, width, 0, seed=s), "gaussian", resamples=2) for s in range(samples)]
     assert sum(e.p_value <= 0.05 for e in none) <= 6

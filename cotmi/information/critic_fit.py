@@ -137,16 +137,15 @@ def fit_critic(
     patience: int = 8, # Looks without improvement before stopping
     clip: float = 1.0, # Largest gradient norm
     average: float = 0.0, # Decay of a running mean of the weights, which is then what is judged and kept; 0 for none
-    watch: Callable[[int], object] | None = None, # Called with the steps taken, before each; may raise to stop
+    watch: Callable[[int], object] = lambda taken: None, # Called with the steps taken, before each; may raise to stop
 ) -> FitLog: # How it went
     "Train a critic on a bound, with gradient clipping and early stopping."
-    record, state, taken, mean = get_bound(bound), None, 0, _RunningMean(critic, average)
-    weights = list(critic.parameters())
+    record, state, taken, weights = get_bound(bound), None, 0, list(critic.parameters())
     optimiser, rate = _optimiser(critic, learning_rate, weight_decay, schedule, steps)
+    mean = _RunningMean(critic, average)
     best = _BestWeights(mean.critic, record, valid)
     for z, v in islice(batches, steps):
-        if watch is not None:
-            watch(taken)
+        watch(taken)
         if valid is not None and taken % every == 0 and best.look(taken) >= patience * every:
             break
         loss, state = record.loss(critic(*_in_blocks(z, v, block)), state)

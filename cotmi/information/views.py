@@ -17,7 +17,7 @@ from torch import Tensor
 from .bounds import infonce
 from .critic_fit import score
 from .critics import GaussianStart
-from .preparation import CanonicalBasis, PreparedSide, normal_scores
+from .preparation import CanonicalBasis, PreparedSide, narrowed, normal_scores
 
 # %% ../../nbs/information/05_views.ipynb #358ce92a
 PLAIN, LENGTHS, PRODUCTS = range(3) # what a view shows: columns; their lengths too; their products with the length too
@@ -37,7 +37,11 @@ class View:
         self.spread = torch.where(self.spread > 1e-6, self.spread, reduced.std(0).clamp(min=1e-6))
         self.known = self._lengths(x).sort(0).values
 
-    def at(self, level: int) -> "View": # The same side on another level
+    def at(
+        self,
+        level: int, # `PLAIN`, `LENGTHS` or `PRODUCTS`
+    ) -> "View": # Fitted on the same pairs
+        "The same side on another level."
         view = copy.copy(self)
         view.level = level
         return view
@@ -112,7 +116,7 @@ def choose_views(
     cut = (sides[0].directions is not None, sides[1].directions is not None)
     if components is None and any(cut):
         count = choose_components(sides[0](z), sides[1](v), cut, watch)
-        sides = [side.narrowed(count) for side in sides]
+        sides = [narrowed(side, count) for side in sides]
     z_view, v_view, readings = View(sides[0], z), View(sides[1], v), []
     for level in range(most_level + 1):
         watch()
