@@ -65,5 +65,5 @@ def detectable(
 ) -> float: # Nats
     "About the least information, all in one direction, that so many pairs tell from none."
     square = float(norm.ppf(level) + norm.ppf(power)) ** 2 / pairs
-    rho2 = (square + math.sqrt(square**2 + 4 * square * z_width * v_width / train)) / 2
+    rho2 = (square + math.sqrt(square**2 + 4 * square * z_width * v_width / (train / 2))) / 2
     return -0.5 * math.log1p(-min(rho2, 1 - 1e-12))

@@ -81,7 +81,7 @@ def most_components(
     pairs: int, # Training pairs
 ) -> int: # As many as the side has, where no PCA is needed
     "The largest number of components that comes into question."
-    return width if width <= max(2, min(64, pairs // 16)) else max(2, min(64, pairs // 4))
+    return width if width <= max(2, min(64, pairs // 16)) else min(width - 1, max(2, min(64, pairs // 4)))
 
 # %% ../../nbs/information/05_views.ipynb #2d554ce6
 def choose_components(
