@@ -98,7 +98,8 @@ def by_ksg(z: Any, v: Any) -> dict[str, Any]:
     "Nearest neighbours, on normal scores."
     started = time.perf_counter()
     sides = [torch.as_tensor(x) for x in (z, v)]
-    value = ksg(*(PreparedSide(x, x.shape[1], "normal-scores", 0)(x) for x in sides), most=PAIRS)
+    a, b = (PreparedSide(x, x.shape[1], "normal-scores", 0)(x) for x in sides)
+    value = ksg(a, b, most=PAIRS)
     return {"value": value, "seconds": time.perf_counter() - started}
 
 

@@ -349,7 +349,8 @@ def _twins(folds: list[_Fold], z: Tensor, v: Tensor, scaling: str) -> dict[str, 
     gaussian, club = (read_bound(name, [f.gaussian for f in folds], resamples=0).value for name in ("gaussian", "club"))
     twins = {"gaussian": gaussian, "upper_twin": club}
     if z.shape[1] + v.shape[1] <= 6:
-        twins["ksg"] = ksg(*(PreparedSide(x, x.shape[1], scaling, 0)(x) for x in (z, v)))
+        z_side, v_side = (PreparedSide(x, x.shape[1], scaling, 0) for x in (z, v))
+        twins["ksg"] = ksg(z_side(z), v_side(v))
     return twins
 
 def _of_views(folds: list[_Fold], widths: tuple[int, int]) -> dict[str, Any]:
@@ -539,4 +540,5 @@ def quick_estimate(
     seed: int = 0, # Seed of folds, weights and resampling
 ) -> MIEstimate: # In nats; raises EstimationError
     "InfoNCE on few pairs, cheap enough to be read at every evaluation."
+    z, v = check_pairs(z, v, least=20)
     return estimate_mi(z[:most], v[:most], folds=3, hidden=(32,), stacked=False, steps=100, resamples=100, seed=seed)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.special import digamma
 from scipy.stats import norm
 from torch import Tensor
@@ -26,8 +26,8 @@ def ksg(
     "Mutual information by nearest neighbours (Kraskov et al. 2004, equation 8), in the maximum norm."
     noise = 1e-6 * np.random.default_rng(0).standard_normal((min(len(z), most), z.shape[1] + v.shape[1]))
     both = torch.cat([z, v], 1)[:most].double().numpy() + noise # ties would have neighbours at no distance
-    reach = cKDTree(both).query(both, neighbours + 1, p=np.inf)[0][:, -1]
-    within = [cKDTree(x).query_ball_point(x, reach * (1 - 1e-9), p=np.inf, return_length=True)
+    reach = KDTree(both).query(both, neighbours + 1, p=np.inf)[0][:, -1]
+    within = [KDTree(x).query_ball_point(x, reach * (1 - 1e-9), p=np.inf, return_length=True)
               for x in (both[:, :z.shape[1]], both[:, z.shape[1]:])] # each counts itself
     return float(digamma(neighbours) + digamma(len(both)) - sum(digamma(count).mean() for count in within))
 

@@ -95,7 +95,7 @@ def choose_components(
     best, value, worse = most, -math.inf, 0
     for count in [c for c in COMPONENTS if c < most] + [most]:
         watch()
-        now = gaussian_reading(*(x[:, :count] if cut else x for x, cut in zip((z, v), reduced, strict=True)))
+        now = gaussian_reading(z[:, :count] if reduced[0] else z, v[:, :count] if reduced[1] else v)
         best, value, worse = (count, now, 0) if now > value else (best, value, worse + 1)
         if worse == 2:
             break
