@@ -123,7 +123,7 @@ def test_same_seed_same_estimate():
 
 def test_no_pair_is_scored_by_a_critic_that_saw_it(monkeypatch):
     "The last column of both sides tells who is who; no number of a fold may be among those it was fitted on."
-    import cotmi.information.estimate as module
+    import cotmi.information.cross_fitting as module
     seen = []
     real = module._run_fold
 
