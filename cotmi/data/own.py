@@ -6,9 +6,9 @@
 __all__ = ['own_fingerprint', 'own_path', 'own_name', 'load_own', 'own_dataset', 'load_taught']
 
 # %% ../../nbs/data/09_own.ipynb #d2dc579a
-from dataclasses import replace
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 

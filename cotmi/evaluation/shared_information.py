@@ -59,8 +59,8 @@ def _add_estimate(shared: SharedInformation, features: Features, bound: str, see
         return
     shared.estimates.append(estimate)
     for name in (f"test/mi_{bound}", *["test/mi"] * (len(shared.estimates) == 1)):
-        figures = {**with_interval(name, Interval(estimate.value, estimate.low, estimate.high)),
-                   f"{name}_ceiling": estimate.ceiling}
+        figures = {**with_interval(name, estimate.interval), f"{name}_ceiling": estimate.ceiling,
+                   f"{name}_lower": estimate.lower, f"{name}_p": estimate.p_value}
         shared.figures |= {key: value for key, value in figures.items() if value is not None}
 
 # %% ../../nbs/evaluation/07_shared_information.ipynb #58e4ec0b

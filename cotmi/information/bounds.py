@@ -245,7 +245,8 @@ _FREE = (
     Bound("js", "Jensen-Shannon", "lower", js, from_scores(js_loss),
           "Read with NWJ, so it varies as NWJ does.", "Hjelm et al. 2019; Poole et al. 2019", few_pairs_unsettle=True),
     Bound("smile", "SMILE", "lower", smile, from_scores(js_loss),
-          "Clipping lifts it above the truth once the information exceeds about tau.", "Song and Ermon 2020", tau=10.0),
+          "Clipping lifts it above the truth once the information exceeds about tau.", "Song and Ermon 2020", tau=10.0,
+          few_pairs_unsettle=True),
 )
 
 # %% ../../nbs/information/01_bounds.ipynb #0d788a92
