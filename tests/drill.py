@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -189,7 +190,8 @@ def start(config: RunConfig, data: Any, out: Path, seconds: float = 0, write: in
 
 def warm():
     "Do once what every child would do again, and keep its garbage collector away from what it shares."
-    tqdm.monitor_interval = 0 # a thread, which might hold its lock when a child is forked
+    tqdm.monitor_interval = 0 # a thread, which might hold a lock when a child is forked
+    tqdm.set_lock(threading.RLock()) # the usual one is shared by all children, one that is killed over it included
     with tempfile.TemporaryDirectory() as folder:
         load_student("builtin:tiny", ["a few words to begin with"]).save(folder)
     gc.collect()
