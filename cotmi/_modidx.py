@@ -335,6 +335,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'cotmi/dashboards/information_view.py'),
                                                    'cotmi.dashboards.information_view._estimated': ( 'dashboards/information_view.html#_estimated',
                                                                                                      'cotmi/dashboards/information_view.py'),
+                                                   'cotmi.dashboards.information_view._evidence': ( 'dashboards/information_view.html#_evidence',
+                                                                                                    'cotmi/dashboards/information_view.py'),
                                                    'cotmi.dashboards.information_view._work': ( 'dashboards/information_view.html#_work',
                                                                                                 'cotmi/dashboards/information_view.py'),
                                                    'cotmi.dashboards.information_view.bound_names': ( 'dashboards/information_view.html#bound_names',

@@ -39,6 +39,15 @@ def diagnostics_text(
                 if isinstance(diagnostics.get(key), (int, float)) and not isinstance(diagnostics[key], bool)]
     return notes, "; ".join(measured)
 
+# %% ../../nbs/dashboards/15_information_view.ipynb #3d6c4904
+_SAID = (("lower", "I(Z;V) itself at least {} nats, with 95 % confidence"), ("p_value", "p = {} against shuffled pairs"),
+         ("null_high", "95 of 100 shuffles read less than {} nats"),
+         ("detectable", "so many pairs tell about {} nats from none")) # of an estimate; older runs have none of them
+
+def _evidence(e: Mapping[str, Any]) -> list[str]:
+    "What an estimate says of the information itself, beside the interval of its bound."
+    return [words.format(rounded_text(e[key])) for key, words in _SAID if isinstance(e.get(key), int | float)]
+
 # %% ../../nbs/dashboards/15_information_view.ipynb #abb229f4
 def _estimate_row(e: Mapping[str, Any], hollow: bool) -> dict | None:
     "A row of the forest for one estimate; None for what is none."
@@ -50,7 +59,7 @@ def _estimate_row(e: Mapping[str, Any], hollow: bool) -> dict | None:
     notes, measured = diagnostics_text(e.get("diagnostics") or {})
     return {"label": f"{e.get('bound', '?')} · {e.get('critic', '?')}{again}", "value": value, "low": low, "high": high,
             "mark": e.get("ceiling"), "hollow": hollow, "colour": PALETTE["purple"], "note": " ".join(notes),
-            "notes": notes, "measured": measured}
+            "notes": notes, "measured": "; ".join(filter(None, (*_evidence(e), measured)))}
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #bd6e0843
 def _diagnostics_html(rows: list[dict]) -> str:
