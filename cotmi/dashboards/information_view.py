@@ -40,8 +40,8 @@ def diagnostics_text(
     return notes, "; ".join(measured)
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #3d6c4904
-_SAID = (("lower", "I(Z;V) itself at least {} nats, with 95 % confidence"), ("p_value", "p = {} against shuffled pairs"),
-         ("null_high", "95 of 100 shuffles read less than {} nats"),
+_SAID = (("lower", "I(Z;V) itself at least {} nats, with 95 % confidence"),
+         ("p_value", "p = {} against shuffled pairs"), ("null_high", "95 of 100 shuffles read less than {} nats"),
          ("detectable", "so many pairs tell about {} nats from none")) # of an estimate; older runs have none of them
 
 def _evidence(e: Mapping[str, Any]) -> list[str]:
