@@ -43,7 +43,8 @@ def one_line(
     most: int = 400, # Most characters
 ) -> str: # On one line; cut with an ellipsis where it is longer
     "A text as a message can hold it."
-    line = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+    plain = str(text).encode("utf-8", "backslashreplace").decode()
+    line = " ".join(part.strip() for part in plain.splitlines() if part.strip()) # blanks within a line can be meant
     return line if len(line) <= most else line[:most - 1].rstrip() + "…"
 
 def _both_ends(line: str, most: int = 400) -> str:

@@ -176,8 +176,9 @@ class Source:
         whole = getattr(named, "value", node) if named else node
         if isinstance(whole, ast.Subscript) and _text(whole.value).split(".")[-1] == "Annotated":
             kind, *extra = whole.slice.elts
-            help_text = next((k.value.value for call in extra if isinstance(call, ast.Call) for k in call.keywords
-                              if k.arg == "help" and isinstance(k.value, ast.Constant)), "")
+            calls = [call for call in extra if isinstance(call, ast.Call)] # a helper of ours takes the help first
+            said = [v for call in calls for v in (*call.args[:1], *(k.value for k in call.keywords if k.arg == "help"))]
+            help_text = next((v.value for v in said if isinstance(v, ast.Constant) and isinstance(v.value, str)), "")
             return _text(kind), help_text
         return _text(node), ""
 

@@ -16,7 +16,7 @@ import pytest
 from bad_inputs import DEEP, LONG, RANDOM, RUN, Bad, bad_inputs
 
 from cotmi import cli
-from cotmi.core import CotmiError
+from cotmi.core import CotmiError, RunFile
 from cotmi.runs.execution import execute
 from cotmi.training.run_config import RunConfig
 
@@ -89,12 +89,12 @@ def finished(tmp_path_factory):
 
 
 def tree(folder: Path) -> dict[str, str]:
-    "What a folder holds: the kind of each entry, and a hash of each file. Locks are no content."
+    "What a folder holds: the kind of each entry, and a hash of each file. Locks and paid answers are no content."
     held = {}
     for path in sorted(folder.rglob("*")):
         kind = stat.S_IFMT(path.lstat().st_mode)
         content = path.read_bytes() if stat.S_ISREG(kind) else b""
-        if path.suffix != ".lock" and "__pycache__" not in path.parts:
+        if path.suffix != ".lock" and path.name != RunFile.VERDICTS and "__pycache__" not in path.parts:
             held[str(path.relative_to(folder))] = f"{kind} {hashlib.sha256(content).hexdigest()}"
     return held
 

@@ -181,7 +181,7 @@ def test_the_command_ends_well_only_when_all_is_scored(server, cotmi, tmp_path):
     run = judged_run(tmp_path / "run", *[f"text {i}" for i in range(6)])
     words = ["judge", run, "--model", "toy", "--base-url", server.url]
     code, out, err = cotmi(*words, "--max-calls", "2")
-    assert code == 1 and "not scored: 4 capped" in out and "the same command asks for them again" in err
+    assert code == 1 and "not scored: 4 capped" in out and "Give the same command to ask for them again" in err
     code, out, _ = cotmi(*words, "--limit", "3")
     assert code == 0 and "3 of 3 examples scored" in out and "not scored: none" in out
     code, out, _ = cotmi(*words)

@@ -25,7 +25,7 @@ UNSEEN = {"accelerate": "the trainer of transformers runs on it", "sentencepiece
           "fastapi": "a server", "uvicorn": "a server"}
 
 # Imported where a user has installed it, and said to be missing elsewhere; no extra brings it.
-OF_THE_USER = {"vllm"}
+OF_THE_USER = {"vllm", "mlflow", "wandb"}
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -108,11 +108,10 @@ def test_resuming_on_other_data_is_refused(tmp_path, report):
 
 
 WRITER = """
-import sys, time
-from types import SimpleNamespace
+import json, sys, time
 from cotmi.runs.run_folder import start_run
-config = SimpleNamespace(dataset="demo", run_id=sys.argv[2], to_dict=lambda: {}, sources={})
-run = start_run(config, sys.argv[1])
+from cotmi.training.run_config import RunConfig
+run = start_run(RunConfig(**json.loads(sys.argv[2])), sys.argv[1])
 print("writing", flush=True)
 time.sleep(60)
 """
@@ -120,7 +119,8 @@ time.sleep(60)
 
 def test_two_processes_never_write_one_run(tmp_path):
     config = make_config()
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), config.run_id], stdout=subprocess.PIPE)
+    words = [sys.executable, "-c", WRITER, str(tmp_path), json.dumps(config.to_dict())]
+    writer = subprocess.Popen(words, stdout=subprocess.PIPE)
     try:
         assert writer.stdout.readline() == b"writing\n"
         with pytest.raises(RunError, match="another process"):

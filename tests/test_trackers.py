@@ -151,4 +151,4 @@ def test_what_a_tracker_raises_costs_no_run_its_results(tmp_path, demo_data, mon
     with pytest.warns(UserWarning, match="did not take the results"):
         run = execute(config, demo_data, tmp_path)
     assert run.status == "complete" and math.isfinite(run.metrics["test/accuracy"])
-    assert run_folder(config, tmp_path) == run.path
+    assert run_folder(config, tmp_path, demo_data.report) == run.path

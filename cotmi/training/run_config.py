@@ -57,7 +57,6 @@ def _features() -> Iterable[str]:
     "The kinds of features."
     return FEATURES
 
-# %% ../../nbs/training/04_run_config.ipynb #47a5078b
 def _bounds() -> Iterable[str]:
     "The names of the bounds."
     from cotmi.information.bounds import BOUNDS  # late: brings torch
@@ -149,7 +148,6 @@ def _texts(value: Any) -> list[str]:
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     return [value] if isinstance(value, str) else [text for part in inner for text in _texts(part)]
 
-# %% ../../nbs/training/04_run_config.ipynb #e503c0c0
 def _usable(name: str, typed: Any, what: str) -> Any:
     "A typed value, unless it is none that can be meant: names are looked up, numbers are finite, texts printable."
     declared = _fields()[name]
@@ -470,7 +468,6 @@ def _own_names(config: "RunConfig") -> Iterator[tuple[str, Callable[[str], Any]]
 
             yield bound, get_bound
 
-# %% ../../nbs/training/04_run_config.ipynb #06886a41
 def check_ready(
     config: RunConfig, # Of a run that is about to begin
 ) -> None:

@@ -254,7 +254,6 @@ def last_checkpoint(
     whole = [place for place in Path(folder, RunFile.CHECKPOINTS).glob("checkpoint-*") if _is_whole(place)]
     return max(whole, key=_step_of, default=None)
 
-# %% ../../nbs/training/06_trainer.ipynb #0c735d95
 def _clear_unfinished(folder: Path):
     "Delete what a training that died in this folder had begun to write."
     shutil.rmtree(folder / f".{RunFile.STUDENT}", ignore_errors=True)
