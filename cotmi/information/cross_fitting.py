@@ -19,7 +19,7 @@ from .critic_fit import FitLog, fit_critic, score, shuffled_batches
 from .critics import Critic, GaussianStart
 from .preparation import CanonicalBasis
 from .stacking import kernel_ratio, stack_weights
-from .views import LENGTHS, PLAIN, PRODUCTS, View, choose_views
+from .views import LENGTHS, PLAIN, PRODUCTS, FeatureView, choose_views
 
 # %% ../../nbs/information/08_cross_fitting.ipynb #85c69666
 class EstimationCancelled(EstimationError):
@@ -84,7 +84,7 @@ class Pairs:
         self,
         z: Tensor, # [n, Dz] features
         v: Tensor, # [n, Dv]
-        views: tuple[View, View], # Of z and of v
+        views: tuple[FeatureView, FeatureView], # Of z and of v
         rest: Tensor, # Rows to train and validate on
         seed: int, # Seed of the cut between the two
     ):
@@ -198,7 +198,7 @@ def fit_and_score(
 class Fold(NamedTuple):
     "What one fold gives."
     fits: list[Fit] # One for each seed
-    views: tuple[View, View] # Of z and of v
+    views: tuple[FeatureView, FeatureView] # Of z and of v
     readings: list[float] # Held-out Gaussian reading of each level of the views
     train: int # Pairs that each critic was trained on
 

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable
 from typing import cast
 
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from ..core import CotmiError, StudentError, nearest, one_line
 from .builtin import BUILTIN_STUDENTS, builtin_student
@@ -59,8 +59,10 @@ def _student_advice(name: str, fault: Exception) -> str:
 # %% ../../nbs/students/10_loading.ipynb #3e1dd70e
 def _has_file(name: str, file: str) -> bool:
     "Whether a local folder, or what has been loaded from the hub, holds a file."
-    return os.path.exists(os.path.join(name, file)) if os.path.isdir(name) else isinstance(
-        try_to_load_from_cache(name, file), str)
+    try:
+        return cached_file(name, file, local_files_only=True) is not None
+    except OSError:
+        return False
 
 def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     "Refuse a tokenizer that was made from nothing, or that is of another model."
