@@ -243,6 +243,16 @@ def _say_preferred(first: Path, second: Path, preference: Any) -> None:
     if missing := int((preference.table.winner == "").sum()):
         raise RunError(f"{missing} of {len(preference.table)} pairs have no verdict; the same command asks again.")
 
+# %% ../nbs/10_cli.ipynb #8a600686
+def _check_second(human: Path | None, against: Path | None, seed: int) -> None:
+    "Tell before anything is paid what cannot be read, or is at odds."
+    from cotmi.llm.agreement import read_scores  # late: nothing else here needs it
+
+    if against is not None and (human is not None or seed):
+        raise ConfigError("--against asks about the first examples of both runs. Leave --human and --seed out.")
+    if human is not None:
+        read_scores(human)
+
 # %% ../nbs/10_cli.ipynb #f24fb744
 @app.command("judge")
 def judge_command(
@@ -274,6 +284,7 @@ def judge_command(
     options = {"model": model, "base_url": base_url, "max_calls": max_calls, "price_in": price_in,
                "price_out": price_out, "max_cost": max_cost}
     judge = Endpoint.from_settings("judge", **{name: value for name, value in options.items() if value is not None})
+    _check_second(human, against, seed)
     try:
         if against is not None:
             return _say_preferred(run, against, prefer_run(run, against, judge, limit, progress=True))
@@ -293,7 +304,6 @@ _Splits = Annotated[list[str] | None, typer.Option("--split", help="Split to tea
                                                                    "if not given.", show_default=False)]
 _Count = Annotated[int | None, _plain("Cap on the requests, retries included; teacher.max_calls if not given.", min=0)]
 _Fields = Annotated[str, _plain("Fields as JSON, where they are not to be learnt.")]
-_BatchFile = Annotated[Path | None, _plain("A file of requests, as batch endpoints take it, and their output.")]
 
 # %% ../nbs/10_cli.ipynb #1751afcb
 def _json_option(name: str, text: str) -> dict[str, Any]:
@@ -312,6 +322,8 @@ def _load_options(data: str, param: list[str] | None) -> Any:
     from cotmi.data.dataset import LoadOptions  # late: what teaching needs takes seconds to import
 
     given = dict(check_parameters(_pairs(param or []), {"overrides": {}}).get("overrides", {}))
+    if bound := [name for name in given if name.startswith("max_") and name.endswith("_examples")]:
+        raise ConfigError(f"-p {bound[0]} does not bound what a teacher is asked. Use --limit.")
     config = RunConfig.resolve({**given, "dataset": data})
     chosen = {f.name: getattr(config, f.name) for f in fields(LoadOptions) if getattr(config, f.name, None) is not None}
     return LoadOptions(**{**chosen, "data_root": load_settings().path("paths.data")})
@@ -336,11 +348,14 @@ def teach_command(
     workers: Annotated[int, typer.Option(min=1, help="Requests under way at the same time.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds for one whole answer.")] = 120.0,
     dialect: _Fields = "", extra: Annotated[str, _plain("More fields of every request, as JSON.")] = "",
-    batch_file: _BatchFile = None, from_batch: _BatchFile = None,
+    batch_file: Annotated[Path | None, _plain("Write the requests here for a batch endpoint, and ask nothing.")] = None,
+    from_batch: Annotated[Path | None, _plain("Take the answers from this output of a batch endpoint.")] = None,
 ) -> None:
     "Have a language model explain a data set; the folder that comes out is data for a run."
     from cotmi.llm.commands import teach_from_options
 
+    if batch_file and from_batch:
+        raise ConfigError("--batch-file writes requests and --from-batch reads their answers. Give one of them.")
     given = {"base_url": base_url, "max_calls": max_calls, "max_cost": max_cost, "price_in": price_in,
              "price_out": price_out, "workers": workers, "timeout": timeout,
              "dialect": _json_option("--dialect", dialect), "extra": _json_option("--extra", extra)}
@@ -444,7 +459,7 @@ def dashboard_command(
         raise typer.Exit(subprocess.run(command).returncode)
 
 # %% ../nbs/10_cli.ipynb #84ac980c
-@app.command("report", rich_help_panel="Results")
+@app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run folder, or a folder of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; reports/ of the outputs folder if not given.",

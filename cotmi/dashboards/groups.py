@@ -16,12 +16,13 @@ from ..core import Interval
 from .figures import COLOURS, METHOD_COLOURS, PALETTE
 from .words import method_name
 from ..runs.grouping import Basis, Group, basis_over_seeds, group_runs, over_seeds
+from ..runs.run_data import data_fingerprint
 from ..runs.run_folder import Run
 
 # %% ../../nbs/dashboards/23_groups.ipynb #3374b248
 def _seedless(run: Run) -> dict:
-    "The configuration without the seed."
-    return {k: v for k, v in run.config.items() if k != "seed"}
+    "The configuration without the seed, and which data it was."
+    return {k: v for k, v in run.config.items() if k != "seed"} | {"data": data_fingerprint(run)}
 
 # %% ../../nbs/dashboards/23_groups.ipynb #c21e839f
 def _letter(place: int) -> str:

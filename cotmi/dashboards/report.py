@@ -18,14 +18,13 @@ from plotly.offline import get_plotlyjs
 
 from ..core import load_settings, write_text
 from .compare_dashboard import CompareDashboard
-from .markup import esc, plain_table
+from .markup import esc, plain_table, remark
 from .plot import Plot
 from .run_dashboard import RunDashboard
-from .story import figures_html, styled
+from .story import figures_html, known_figures, styled
 from .table import Table
 from .view import Dashboard
 from .words import ends_text, metric_text, run_story
-from ..evaluation.metrics import METRICS
 from ..runs.comparison import compare_runs
 from ..runs.run_folder import Run, list_runs
 
@@ -35,16 +34,22 @@ def _figure_html(figure: go.Figure) -> str:
     made = go.Figure(figure).update_layout(autosize=True, width=None)
     return made.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
 
-def _cell(value: Any) -> Any:
-    "A cell as a reader wants it."
+def _cell(value: Any, kind: str) -> Any:
+    "A cell as a reader wants it; a share in per cent."
+    if kind == "share" and isinstance(value, float):
+        return f"{100 * value:.1f} %"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else value
 
 def _table_html(table: Table) -> str:
     "The page of a table that is shown."
-    cells = [list(map(_cell, row["cells"])) for row in table._view["rows"]]
-    return plain_table([column["label"] for column in table.columns], cells) if cells else ""
+    kinds = [column["kind"] for column in table.columns]
+    cells = [[_cell(value, kind) for value, kind in zip(row["cells"], kinds, strict=True)]
+             for row in table._view["rows"]]
+    left = len(table.rows) - len(cells)
+    more = remark(f"and {left:,} more rows, which the dashboard shows") if left else ""
+    return plain_table([column["label"] for column in table.columns], cells) + more if cells else ""
 
 # %% ../../nbs/dashboards/35_report.ipynb #49e78cf4
 def on_paper(
@@ -107,7 +112,7 @@ def _draw(figures: dict[str, go.Figure], folder: Path) -> str:
 # %% ../../nbs/dashboards/35_report.ipynb #11cefccf
 def _metric_lines(run: Run) -> list[str]:
     "The figures of a run as a Markdown table."
-    known = [(metric, value) for metric in METRICS if (value := run.interval(metric.key))]
+    known = known_figures(run)
     return ["| figure | value | 95 % interval |", "|---|---|---|",
             *(f"| {m.name} | {metric_text(v.value, m)} | {ends_text(v, m)} |" for m, v in known)]
 

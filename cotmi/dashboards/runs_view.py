@@ -82,7 +82,7 @@ class RunsView(View):
         return stack(card(self.differ), card(self.table, self.note, toolbar(self.open)), self.place)
 
     def refresh(self) -> None:
-        self.shown = list(self.dash.selected)
+        self.shown, self.chosen_run, self.open.disabled = list(self.dash.selected), None, True
         rows = [{"id": str(number), **_run_cells(run, self.dash.names[run.path])}
                 for number, run in enumerate(self.shown)]
         self.table.show(pd.DataFrame(rows, columns=["id", *(c[0] for c in _COLUMNS)]), len(self.dash.runs),
@@ -100,4 +100,6 @@ class RunsView(View):
 
     def show_run(self) -> None:
         "Open the chosen run in a dashboard of its own."
+        for old in self.place.children:
+            old.close() # which ends its following
         self.place.children = (RunDashboard(self.chosen_run, theme=str(self.dash.theme.value)),)

@@ -68,8 +68,10 @@ def own_fingerprint(
         needed, _ = _needed(dataset.source, parts, options)
         return hub_fingerprint({split: parts[split] for split in needed})
     files, _ = _own_files(dataset.source, options)
-    return fingerprint_files("own", {f"{split} {number} {form_of(path)}": path
-                                     for split, paths in files.items() for number, path in enumerate(paths)})
+    kind = (read_teacher(dataset.source) or {}).get("label_kind") # part of what is read: how labels are compared
+    return fingerprint_files(f"own {kind}" if kind else "own", {
+        f"{split} {number} {form_of(path)}": path
+        for split, paths in files.items() for number, path in enumerate(paths)})
 
 # %% ../../nbs/data/09_own.ipynb #52745b01
 def _read_splits(source: str, options: LoadOptions) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:

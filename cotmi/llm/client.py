@@ -214,7 +214,7 @@ async def _pay(client: Client, key: str, wish: Wish) -> Answer:
         await set_aside(client.ledger, amount)
         try:
             answer = await _readable(client, wish)
-            client.ledger.paid(answer)
+            client.ledger.paid(answer, amount)
         finally:
             release(client.ledger, amount)
     except Capped as fault:

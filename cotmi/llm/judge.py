@@ -31,6 +31,12 @@ JUDGE_SCHEMA = json.dumps({
     "type": "object", "required": ["reason", "score"], "additionalProperties": False,
     "properties": {"reason": {"type": "string"}, "score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}}})
 
+def _bare(text: str, tags: str) -> str:
+    "A text without tags, also without those that appear when others go."
+    while (less := re.sub(rf"</?(?:{tags})>", "", text)) != text:
+        text = less
+    return text
+
 def ask_about(
     prompt: Prompt, # The judge's
     schema: str, # JSON schema of its verdict
@@ -38,7 +44,7 @@ def ask_about(
 ) -> Wish: # For the client
     "The whole question about a rationale."
     tags = "|".join(re.findall(r"</(\w+)>", prompt["ask"]))
-    words = {name: re.sub(rf"</?(?:{tags})>", "", text) for name, text in texts.items()}
+    words = {name: _bare(text, tags) for name, text in texts.items()}
     messages = (("system", prompt["system"]), ("user", fill(prompt["ask"], words)))
     return Wish(messages, max_tokens=400, schema=schema)
 

@@ -33,6 +33,7 @@ class Ledger:
     completion_tokens: int = 0 # Of all answers
     reasoning_tokens: int = 0 # Those of thinking among them
     unmetered: int = 0 # Answers whose server told no tokens
+    unmetered_cost: float = 0.0 # The most that those can have cost
     faults: Counter[str] = field(default_factory=Counter) # Failed requests by kind
     words: dict[str, str] = field(default_factory=dict) # What the server said last, by kind of fault
     stopped: bool = False # Whether nothing more is to be asked
@@ -41,8 +42,9 @@ class Ledger:
 
     @property
     def cost(self) -> float | None:
-        "What the answers cost; None without prices."
-        return price(self.endpoint, self.prompt_tokens, self.completion_tokens)
+        "What the answers cost, at the most where a server told no tokens; None without prices."
+        metered = price(self.endpoint, self.prompt_tokens, self.completion_tokens)
+        return None if metered is None else metered + self.unmetered_cost
     def spend(self, again: bool = False) -> None: # A retry?
         "Enter a request that is about to be sent; raises `Capped` where no more may be."
         if self.stopped or self.endpoint.max_calls is not None and self.calls >= self.endpoint.max_calls:
@@ -54,12 +56,14 @@ class Ledger:
         self.faults[kind] += 1
         if words.strip():
             self.words[kind] = shorten(words, 300)
-    def paid(self, answer: Answer) -> None: # As read
-        "Enter an answer."
+    def paid(self, answer: Answer, aside: float = 0.0) -> None: # As read; the most that it can cost
+        "Enter an answer; where the server tells no tokens it counts as the most that it can cost."
         self.answers += 1
         for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens"):
             setattr(self, name, getattr(self, name) + getattr(answer, name))
-        self.unmetered += not answer.prompt_tokens + answer.completion_tokens
+        unmetered = not answer.prompt_tokens + answer.completion_tokens
+        self.unmetered += unmetered
+        self.unmetered_cost += aside if unmetered else 0.0
     def summary(self) -> dict[str, Any]:
         "The account as JSON knows it."
         return _summary(self)

@@ -22,6 +22,7 @@ from ..core import DataError, RunError, check_choice, load_settings, read_json, 
 from ..data.data_report import Row
 from ..data.dataset import Dataset, LoadOptions, RawData
 from ..data.loading import DATASETS, get_dataset
+from ..data.recipes import RECIPES
 from ..data.teacher_report import TEACHER_FILE
 from .answers import Answer
 from .client import Client, Unanswered, for_each
@@ -68,7 +69,8 @@ def load_questions(
 ) -> RawData: # Its rows, whether somebody has explained them or not
     "The questions of a data set; data of your own need no rationales."
     dataset, options = get_dataset(teaching.data), teaching.options
-    if not dataset.label_kind:
+    taken_apart = options.extractor or (options.recipe in RECIPES and RECIPES[str(options.recipe)].extractor)
+    if not dataset.label_kind and not taken_apart: # else the label stands in the column of the rationale
         options = replace(options, columns={**options.columns, "rationale": None})
     raw = dataset.load(options)
     for split in teaching.splits:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evaluating import end_with
 from .run_folder import Run, _rank, start_run
 from ..training.run_config import RunConfig, load_run_data
 from ..training.trackers import report_metrics
@@ -29,17 +30,19 @@ def evaluate_trained(
     config: RunConfig, # Its configuration
 ) -> Run: # Ended: complete, or stopped where somebody stopped the training
     "Evaluate the student of a training and end its run with the figures."
-    from cotmi.evaluation.evaluator import evaluate_student  # brings torch and transformers
+    from cotmi.evaluation.evaluator import evaluate_student  # these two bring torch and transformers
+    from cotmi.training.run_lengths import recorded_lengths
 
     if _rank() or run.status == "complete": # the first process evaluates, and a run but once
         run.close()
         return run
+    config = recorded_lengths(config, run.path) # what the training settled
     run.record_route(result.route, config)
     evaluation = evaluate_student(result.student, data, config)
     metrics = {**result.metrics(), **evaluation.metrics()}
-    report_metrics(config, run.path, metrics, result.steps)
-    run.write_evaluation(evaluation)
-    return run.finish(metrics, stopped=result.stopped)
+    ended = end_with(run, evaluation, metrics, stopped=result.stopped)
+    report_metrics(config, run.path, metrics, result.steps) # last: a tracker that hangs costs no result
+    return ended
 
 # %% ../../nbs/runs/04_execution.ipynb #e3738e74
 def execute(

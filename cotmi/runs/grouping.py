@@ -16,6 +16,7 @@ from ..core import Interval
 from ..evaluation.metrics import get_metric
 from ..evaluation.statistics import FEW_SEEDS, seed_interval
 from .published_figures import is_published
+from .run_data import data_fingerprint
 from .run_folder import Run, has_objective
 from ..students.methods import METHODS
 
@@ -28,7 +29,8 @@ _OF_OBJECTIVE = {"objective", "beta", "features", "mi_gradient", "critic", "crit
 def _shape(run: Run) -> dict[str, Any]:
     "The values that shape the student."
     skip = _SHAPELESS if has_objective(run.config) else _SHAPELESS | _OF_OBJECTIVE
-    return {name: value for name, value in run.config.items() if name not in skip}
+    shape = {name: value for name, value in run.config.items() if name not in skip}
+    return shape | {"data": data_fingerprint(run)[:8]} # a file of one name can hold other rows
 
 # %% ../../nbs/runs/11_grouping.ipynb #764c015a
 def _names(members: list[list[Run]]) -> list[str]:

@@ -17,7 +17,7 @@ from ..core import RunError, RunFile, read_json, writing
 from ..data.examples import SEGMENT_SEPARATOR
 from ..llm.endpoint import Endpoint
 from ..llm.judge import JudgeReport, judge_rationales
-from .run_files import FORMATS, read_file, write_together
+from .run_files import FORMATS, number_of, read_file, write_together
 from .run_folder import Run, open_run
 
 # %% ../../nbs/runs/05_judging.ipynb #19dc9ce8
@@ -42,9 +42,12 @@ def _drawn(table: pd.DataFrame, examples: int | None, seed: int) -> pd.DataFrame
 # %% ../../nbs/runs/05_judging.ipynb #47528718
 def _replaces(summary: Mapping[str, Any], run: Run) -> bool:
     "Whether a judgement may take the place of the one that a run has."
+    before, _ = read_file(run.path / RunFile.JUDGEMENT, FORMATS[RunFile.JUDGEMENT])
+    same = all(before.get(key) == summary.get(key) for key in ("model", "prompt"))
+    if same and number_of(before.get("scored")) > summary["scored"]:
+        return False # a mean over more of the examples is there
     if summary["scored"] == summary["examples"]:
         return True
-    before, _ = read_file(run.path / RunFile.JUDGEMENT, FORMATS[RunFile.JUDGEMENT])
     was_whole = "test/rationale_judge" in run.metrics and before.get("scored") == before.get("examples")
     return summary["scored"] > 0 and not was_whole
 

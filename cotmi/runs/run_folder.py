@@ -59,6 +59,7 @@ from ..training.run_config import check_ready, is_settled
 # %% ../../nbs/runs/02_run_folder.ipynb #d6f10295
 def _lock_of(folder: Path) -> FileLock:
     "The lock of a run folder; it lies beside the folder, which may be moved aside while the lock is held."
+    folder = folder.resolve() # one lock, however the folder is called
     return FileLock(folder.parent / f".{folder.name}.lock", thread_local=False)
 
 def _acquire(folder: Path, advice: str) -> FileLock:
@@ -491,7 +492,7 @@ def open_run(
 ) -> Run: # Open for writing; its status is untouched until it ends
     "Open an existing run for writing; raises `RunError` while another process writes it."
     run = Run(path)
-    run._lock = _acquire(run.path.resolve(), "Wait for it to end.")
+    run._lock = _acquire(run.path, "Wait for it to end.")
     return run
 
 def mark_failed(
