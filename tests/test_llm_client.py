@@ -88,8 +88,9 @@ def test_every_request_is_accounted_for(server, tmp_path):
         assert fate or reply.tries == tries
     assert account.calls == server.asked.total() == sum(tries for _, tries in FATES.values())
     assert (account.prompt_tokens, account.completion_tokens) == (server.tokens["prompt"], server.tokens["completion"])
-    assert account.cost == pytest.approx((server.tokens["prompt"] + 2 * server.tokens["completion"]) / 1e6)
-    assert account.unmetered == 1 # the plain one
+    metered = (server.tokens["prompt"] + 2 * server.tokens["completion"]) / 1e6
+    assert account.cost - account.unmetered_cost == pytest.approx(metered)
+    assert account.unmetered == 1 and account.unmetered_cost > 0 # the plain one counts as the most that it can cost
     whole = sum(not fate for fate, _ in FATES.values())
     assert account.answers == whole == len(AnswerFile(tmp_path / "a.jsonl"))
     assert account.faults["status 429"] == 3 and account.faults["status 500"] == 2 and account.faults["status 503"] == 3
@@ -123,6 +124,10 @@ def test_the_cap_on_the_cost_is_never_passed(server):
     replies, account = spent(1.0) # an answer costs 0.055, and may cost 0.45
     assert 0.5 < account.cost <= 1.0 and sum(isinstance(r, Unanswered) for r in replies) >= 2
     assert "cap of 1 on the cost" in str(replies[-1])
+    unmetered = [f"plain {i}" for i in range(20)] # whose server tells no tokens
+    here = endpoint(server, price_in=1000.0, price_out=1000.0, max_cost=1.0, workers=8)
+    replies, account = for_each(unmetered, ask, here)
+    assert 0 < sum(not isinstance(r, Unanswered) for r in replies) < 4 and account.cost <= 1.0
     replies, account = spent(3.0)
     assert not any(isinstance(r, Unanswered) for r in replies) and account.cost == pytest.approx(20 * 0.055)
 
