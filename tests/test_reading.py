@@ -167,10 +167,10 @@ FILES = {
     "UTF-16": ("a.csv", as_csv(ROWS).encode("utf-16"), {}, "number", ""),
     "UTF-8 with a mark": ("a.csv", as_csv(ROWS).encode("utf-8-sig"), {}, "number", ""),
     "Windows line ends": ("a.csv", as_csv(ROWS, newline="\r\n"), {}, "number", ""),
-    "gzip": ("a.jsonl.gz", gzip.compress(as_lines(ROWS).encode()), {}, "number", ""),
+    "gzip": ("a.jsonl.gz", gzip.compress(as_lines(ROWS).encode(), mtime=0), {}, "number", ""),
     "zip": ("a.zip", zipped("rows/a.csv", as_csv(ROWS)), {}, "number", ""),
     "Zstandard": ("a.jsonl.zst", packed(as_lines(ROWS).encode()), {}, "number", ""),
-    "parquet, gzipped": ("a.parquet.gz", gzip.compress(arrow(ROWS)), {}, "number", ""),
+    "parquet, gzipped": ("a.parquet.gz", gzip.compress(arrow(ROWS), mtime=0), {}, "number", ""),
     "XML": ("a.xml", f"<All>{''.join(PROBLEMS.format(i=i, **r) for i, r in enumerate(ROWS))}</All>", {}, "number", ""),
     "whole numbers as floats with gaps": ("a.parquet", arrow(
         [{**r, "label": None if i < 3 else float(i)} for i, r in enumerate(ROWS)], label=pa.float64()),
@@ -222,10 +222,10 @@ def test_what_becomes_of_a_file(tmp_path, name):
     ("a.xml", "<!DOCTYPE a [<!ENTITY b 'bbbb'>]><a><p><input>&b;</input></p></a>", "has a DOCTYPE"),
     ("a.xml", "<a><p>", "cannot be read as XML"),
     ("a.parquet", b"PAR1 and no more", "cannot be read as parquet"),
-    ("a.csv.gz", gzip.compress(as_csv(ROWS).encode())[:40], "cannot be read as CSV"),
+    ("a.csv.gz", gzip.compress(as_csv(ROWS).encode(), mtime=0)[:40], "cannot be read as CSV"),
     ("a.csv.gz", b"no gzip", "cannot be read as CSV"),
     ("a.zip", b"no zip", "cannot be read as rows"),
-    ("a.gz", gzip.compress(b"1"), "does not say what is packed"),
+    ("a.gz", gzip.compress(b"1", mtime=0), "does not say what is packed"),
     ("a.zip", zipped("a.exe", "1"), "suffix"),
     ("a.csv", "", "holds no rows"),
     ("a.json", "[]", "holds no rows"),
@@ -247,7 +247,7 @@ def test_an_archive_of_several_files(tmp_path):
 def test_what_unpacks_without_end_is_refused(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(cotmi.data.reading, "MAX_UNPACKED", 100_000)
     content = b"input,label,rationale\n" + b"0,0,0\n" * 100_000
-    made = {"gz": gzip.compress(content), "zip": zipped("a.csv", content), "zst": packed(content)}[suffix]
+    made = {"gz": gzip.compress(content, mtime=0), "zip": zipped("a.csv", content), "zst": packed(content)}[suffix]
     with pytest.raises(DataError, match="unpacks to more than 100,000 bytes"):
         load_data(str(write(tmp_path / f"a.csv.{suffix}", made)))
 
