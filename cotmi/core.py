@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'TEMPORARY', 'SETTINGS', 'OPEN_SECTIONS', 'nearest', 'check_choice', 'import_named', 'write_whole',
-           'write_files', 'write_text', 'to_json', 'write_json', 'read_json', 'read_json_lines', 'RunFile', 'Interval',
-           'bootstrap_interval', 'is_installed', 'require', 'seed_everything', 'variable_name', 'Setting',
-           'parse_setting', 'find_settings', 'Settings', 'load_settings']
+           'write_files', 'write_text', 'to_json', 'write_json', 'read_json', 'json_object', 'read_json_lines',
+           'RunFile', 'Interval', 'bootstrap_interval', 'is_installed', 'require', 'seed_everything', 'variable_name',
+           'Setting', 'parse_setting', 'find_settings', 'Settings', 'load_settings']
 
 # %% ../nbs/00_core.ipynb #3c7cbd70
 import configparser
@@ -161,8 +161,10 @@ def read_json(
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 # %% ../nbs/00_core.ipynb #a720c33d
-def _json_row(line: str) -> dict[str, Any] | None:
-    "The object on a line; None where there is none."
+def json_object(
+    line: str | bytes, # Of a file of one JSON object a line
+) -> dict[str, Any] | None: # None for rubbish and for a line cut off
+    "The object on a line."
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -180,7 +182,7 @@ def read_json_lines(
         return []
     with reading(path, error, "JSON lines"):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n") # JSON allows other line ends in a text
-    rows = [_json_row(line) for line in lines]
+    rows = [json_object(line) for line in lines]
     broken = sum(row is None and bool(line.strip()) for row, line in zip(rows[:-1], lines[:-1], strict=True))
     if broken and faults is not None: # the last line may still be under way
         faults.append(f"{path.name} has {broken} broken line(s), left out")

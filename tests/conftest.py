@@ -55,3 +55,18 @@ def command(capsys, monkeypatch, tmp_path):
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
     return call
+
+
+@pytest.fixture
+def cotmi(capsys, monkeypatch, tmp_path):
+    "Run a command in an empty folder, without settings of its own; gives its exit code, output and errors."
+    from cotmi.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+    return call

@@ -16,14 +16,6 @@ QUICK = dict(folds=3, steps=60, hidden=(16,), embedding=8, resamples=60)
 LOWER = [name for name, bound in BOUNDS.items() if bound.direction == "lower"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def one_direction(pairs: int, width: int, nats: float, seed: int):
     "Pairs of `width` dimensions a side that share `nats` in one of them."
     z, v = gaussian_pairs(pairs, width, 0, seed)

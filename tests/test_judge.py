@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from helpers_server import DIALECTS, Server
 
-from cotmi.cli import main
 from cotmi.core import RunError, load_settings, read_json, write_json
 from cotmi.llm.answers import AnswerFile
 from cotmi.llm.dialects import request_key
@@ -136,19 +135,6 @@ def test_settings_name_the_judge(tmp_path):
         "http://here/v1", "m", "k", 7, 1)
     with pytest.raises(EndpointError, match="COTMI_JUDGE_MODEL"):
         Endpoint.from_settings("judge", load_settings(tmp_path, {}))
-
-
-@pytest.fixture
-def cotmi(capsys, monkeypatch, tmp_path):
-    "Run a command in an empty folder, without settings of its own; gives its exit code, output and errors."
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-    return call
 
 
 def judged_run(folder, *texts):

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from helpers_server import Server, last_words
 
-from cotmi.cli import main
 from cotmi.core import CotmiError, DataError, RunError
 from cotmi.data.dataset import LoadOptions
 from cotmi.data.loading import load_data
@@ -235,18 +234,6 @@ def test_killed_at_random_moments_nothing_is_paid_twice(data, tmp_path):
     assert killed.report == whole.report
     for name in ("train.parquet", "valid.parquet", "test.parquet", "teacher.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
-@pytest.fixture
-def cotmi(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-    return call
 
 
 def test_the_command(server, data, cotmi, monkeypatch, tmp_path):

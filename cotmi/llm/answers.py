@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import CotmiError, DataError
+from ..core import CotmiError, DataError, json_object
 from .dialects import Dialect, read_dialect, sendable
 
 # %% ../../nbs/llm/02_answers.ipynb #bcc1d2f0
@@ -85,14 +85,6 @@ def read_answer(
                   _count(usage, "completion_tokens_details", "reasoning_tokens"), plain(body.get("model")))
 
 # %% ../../nbs/llm/02_answers.ipynb #3f3ed563
-def _read_line(line: bytes) -> dict[str, Any] | None:
-    "The record of a line; None for rubbish and for a line cut off."
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
 def _answer_of(record: Mapping[str, Any]) -> Answer | None:
     "The answer in a record, if it holds one."
     stored = record.get("answer")
@@ -109,7 +101,7 @@ def _read_places(path: Path) -> tuple[dict[str, int], Dialect | None, int]:
     places, dialect, skipped, at = {}, None, 0, 0
     with path.open("rb") as file:
         for line in file: # ends at line feeds only
-            record = _read_line(line) or {}
+            record = json_object(line) or {}
             if _answer_of(record):
                 places[record["key"]] = at
             elif isinstance(record.get("dialect"), dict):
@@ -171,14 +163,14 @@ def _look_up(file: AnswerFile, key: str) -> Answer | None:
         return None
     with file.path.open("rb") as opened:
         opened.seek(file._places[key])
-        return _answer_of(_read_line(opened.readline()) or {})
+        return _answer_of(json_object(opened.readline()) or {})
 
 # %% ../../nbs/llm/02_answers.ipynb #11378d26
 def _append(file: AnswerFile, lines: list[bytes]) -> None:
     "Add lines to the file, on lines of their own even where the last one was cut off."
     with file._lock:
         if file.path is None or not lines:
-            for record in map(_read_line, lines):
+            for record in map(json_object, lines):
                 if record and (answer := _answer_of(record)):
                     file._memory[record["key"]] = answer
             return

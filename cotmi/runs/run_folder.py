@@ -42,7 +42,6 @@ from cotmi.runs.run_files import (
     FORMATS,
     RUN_FILES,
     RunFiles,
-    evaluation_files,
     file_stamp,
     metric_interval,
     number_of,
@@ -50,7 +49,6 @@ from cotmi.runs.run_files import (
 )
 
 if TYPE_CHECKING: # these bring torch, which no reader of runs needs
-    from cotmi.evaluation.evaluator import Evaluation
     from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
 from ..students.methods import METHODS
@@ -170,9 +168,6 @@ class Run(RunFiles):
     def write(self, name: RunFile, value: Any):
         "Write a file as its format has it, whole or not at all; raises `RunError` where the run is open for reading."
         _write(self, name, value)
-    def write_evaluation(self, evaluation: "Evaluation"):
-        "Write predictions, features and estimates of a run under way; the figures are for `finish`."
-        _write_evaluation(self, evaluation)
     def record_route(self, student: str, config: "RunConfig"):
         "Note in environment.json which code the training went through."
         self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config)})
@@ -227,12 +222,6 @@ def _write(run: Run, name: RunFile, value: Any):
     "Write a file of a run."
     if _may_write(run):
         FORMATS[name].write(run.path / name, value)
-        run.refresh()
-
-def _write_evaluation(run: Run, evaluation: "Evaluation"):
-    "Write the files of an evaluation, its figures apart."
-    if _may_write(run):
-        write_together(run.path, evaluation_files(evaluation))
         run.refresh()
 
 # %% ../../nbs/runs/02_run_folder.ipynb #5c59ecfe
