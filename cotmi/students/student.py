@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import StudentError, write_files
+from .adapters import Adapter, merge_adapter, save_adapter, trained_values
 from .encoder_decoder import ENCODER_DECODER
 from .family import StudentFamily
 from .t5_fast_path import with_fast_path
@@ -44,6 +45,7 @@ class Student:
     model: PreTrainedModel # A Hugging Face model
     tokenizer: PreTrainedTokenizerBase # Its tokenizer
     name: str # How it was asked for
+    adapter: Adapter | None = None # What is trained in place of all weights, where that is an adapter
     family: StudentFamily = field(init=False, repr=False) # How it is run; follows from the model
 
     def __post_init__(self):
@@ -59,8 +61,18 @@ class Student:
 
     @property
     def parameters(self) -> int:
-        "Number of trained values."
-        return sum(p.numel() for p in self.model.parameters())
+        "Number of values, trained or not."
+        return trained_values(self.model)[1]
+
+    @property
+    def trained_share(self) -> float:
+        "Which part of the values is trained: 1 without an adapter."
+        trained, every = trained_values(self.model)
+        return trained / every
+
+    def merged(self) -> "Student":
+        "The student with its adapter added to the weights themselves, which uses the adapter up."
+        return self if self.adapter is None else Student(merge_adapter(self.adapter), self.tokenizer, self.name)
 
     @property
     def route(self) -> str:
@@ -69,9 +81,13 @@ class Student:
 
     def save(self,
         folder: str | Path, # Where to write the checkpoint
+        home: str | Path | None = None, # Where the folder is going to lie; where it is if None
     ) -> Path: # The folder
-        "Write a plain Hugging Face checkpoint (safetensors, no pickle), each file whole and as the umask says."
+        "Write a Hugging Face checkpoint or peft's (safetensors, no pickle), each file whole and as the umask says."
         def write(made: Path):
-            self.model.save_pretrained(made)
+            if self.adapter is not None:
+                save_adapter(self.adapter, made, Path(home or folder), self.tokenizer)
+            else:
+                self.model.save_pretrained(made)
             self.tokenizer.save_pretrained(made)
         return write_files(folder, write)
