@@ -14,12 +14,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import StudentError, write_files
-from .encoder_decoder import ENCODER_DECODER
+from .causal import CAUSAL
+from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
+from .layout import PromptOptions, TextLayout, write_layout
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
-FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (ENCODER_DECODER,)}
+FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (CAUSAL, ENCODER_DECODER)}
 
 def family_for(
     config: PreTrainedConfig, # A model's configuration
@@ -44,10 +46,13 @@ class Student:
     model: PreTrainedModel # A Hugging Face model
     tokenizer: PreTrainedTokenizerBase # Its tokenizer
     name: str # How it was asked for
+    layout: TextLayout = cast(TextLayout, None) # What stands around its inputs; as its tokenizer says if None
     family: StudentFamily = field(init=False, repr=False) # How it is run; follows from the model
 
     def __post_init__(self):
         self.family = family_of(self.model)
+        self.layout = self.layout or self.family.layout(self.tokenizer, PromptOptions())
+        stop_at(self.model, self.layout.end)
 
     @property
     def device(self) -> torch.device: return self.model.device
@@ -74,4 +79,5 @@ class Student:
         def write(made: Path):
             self.model.save_pretrained(made)
             self.tokenizer.save_pretrained(made)
+            write_layout(made, self.layout)
         return write_files(folder, write)
