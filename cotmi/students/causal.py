@@ -70,7 +70,8 @@ def one_sequence(
     lengths = mask.sum(1, keepdim=True) # [B, 1]
     place = torch.arange(width + length - 1, device=ids.device).expand(len(ids), -1) # [B, S + T - 1]
     behind = (place - lengths).clamp(0, length - 1) # place in the target
-    tokens = torch.where(place < lengths, ids.gather(1, place.clamp(max=width - 1)), labels.clamp(min=0).gather(1, behind))
+    tokens = torch.where(place < lengths, ids.gather(1, place.clamp(max=width - 1)),
+                         labels.clamp(min=0).gather(1, behind))
     return tokens, lengths - 1 + torch.arange(length, device=ids.device)
 
 # %% ../../nbs/students/04a_causal.ipynb #20d27972
@@ -170,9 +171,9 @@ def _after_prompt(model: PreTrainedModel, prompt: Any, mask: Tensor, where: Tens
         return _scaled(model, first)
     tokens, own = labels[:, :-1].clamp(min=0), mask[where]
     places = own.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
-    states = _states(model, input_ids=tokens, attention_mask=torch.cat([own, torch.ones_like(tokens)], 1), use_cache=True,
-                     past_key_values=_rows_of(prompt.past_key_values, where), **_placed(model, places)).last_hidden_state
-    return _scaled(model, torch.cat([first, states], 1))
+    after = _states(model, input_ids=tokens, attention_mask=torch.cat([own, torch.ones_like(tokens)], 1),
+                    past_key_values=_rows_of(prompt.past_key_values, where), use_cache=True, **_placed(model, places))
+    return _scaled(model, torch.cat([first, after.last_hidden_state], 1))
 
 @torch.no_grad()
 def score_targets(
@@ -209,12 +210,16 @@ def check_logits(
     model: PreTrainedModel, # A decoder-only model
     name: str, # How it was asked for
 ) -> None:
-    "Raise `StudentError` where a model's logits are not its states times its head, scaled and bounded as it says."
+    "Raise `StudentError` where logits are not states times head, scaled and bounded, or a state sees what follows it."
     ids = torch.tensor([[0, min(5, output_head(model)[0].shape[0] - 1)]], device=model.device)
-    states, (weight, bias) = _scaled(model, _states(model, input_ids=ids, use_cache=False).last_hidden_state), output_head(model)
-    logits = bounded(nn.functional.linear(states, weight, bias), softcap(model)).float()
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    if logits.shape != own.shape or not torch.allclose(logits, own, rtol=1e-3, atol=1e-3 * float(own.abs().max() + 1e-6)):
+    own, alone = (model(input_ids=part, use_cache=False).logits.float() for part in (ids, ids[:, :1]))
+    tolerance = dict(rtol=1e-3, atol=1e-3 * float(own.abs().max()) + 1e-6)
+    if not torch.allclose(alone, own[:, :1], **tolerance):
+        raise StudentError(f"{name}, a {type(model).__name__}, looks at the text behind a word too, so it cannot write. "
+                           "Choose a causal language model, or set is_decoder in its config.json if it is one.")
+    states = _scaled(model, _states(model, input_ids=ids, use_cache=False).last_hidden_state)
+    logits = bounded(nn.functional.linear(states, *output_head(model)), softcap(model)).float()
+    if logits.shape != own.shape or not torch.allclose(logits, own, **tolerance):
         raise StudentError(f"The logits of {name}, a {type(model).__name__}, are not its states times its output head, "
                            "so its losses cannot be computed. Choose another student.")
 

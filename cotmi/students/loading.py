@@ -15,7 +15,9 @@ from transformers.utils.hub import cached_file
 
 from ..core import CotmiError, StudentError, nearest, one_line
 from .builtin import BUILTIN_STUDENTS, builtin_student
-from .student import Student, family_for
+from .family import StudentFamily
+from .layout import AS_USUAL, LAYOUT_FILE, PromptOptions, TextLayout, read_layout
+from .student import Student, family_for, family_of
 
 # %% ../../nbs/students/10_loading.ipynb #8388320e
 _CONVERTERS = ("sentencepiece", "protobuf", "tiktoken") # packages that read a tokenizer's older forms
@@ -73,18 +75,26 @@ def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
         raise StudentError(f"{_called(name)}: the tokenizer knows {len(tokenizer)} tokens, the model embeds "
                            f"{embedded}. They do not belong together.")
 
+# %% ../../nbs/students/10_loading.ipynb #1dbef190
+def _layout(name: str, family: StudentFamily, tokenizer: PreTrainedTokenizerBase, prompt: PromptOptions) -> TextLayout:
+    "The layout that was saved with a student; made anew where there is none or the run asks for something."
+    kept = cached_file(name, LAYOUT_FILE, _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False) if prompt == AS_USUAL else None
+    return read_layout(kept) if kept else family.layout(tokenizer, prompt)
+
 # %% ../../nbs/students/10_loading.ipynb #d74497df
 def load_student(
-    name: str, # A hub id, a local folder, builtin:tiny or builtin:mini
+    name: str, # A hub id, a local folder, or a built-in one such as builtin:tiny
     texts: Iterable[str] | None = None, # Training text; builtin students train their tokenizer on it
     seed: int = 0, # Seed of random weights
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's, and is none for builtin students
+    prompt: PromptOptions = AS_USUAL, # What a run asks of its prompts; where nothing, a student keeps its own
 ) -> Student: # In evaluation mode
     "Load a student; raises `StudentError` where it cannot be had, is not whole or belongs to no family."
     if name.startswith("builtin:"):
         if texts is None:
             raise StudentError(f"{name} trains its tokenizer on the training text: pass texts=[…].")
-        return builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0)
+        return builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0, prompt)
     try:
         model, tokenizer = family_for(AutoConfig.from_pretrained(name)).load(name, dropout)
     except CotmiError:
@@ -92,4 +102,4 @@ def load_student(
     except Exception as fault: # tokenizers raises nothing narrower, and whatever it is, it is amiss with the student
         raise StudentError(_student_advice(name, fault)) from fault
     _check_tokenizer(name, model, tokenizer)
-    return Student(model, tokenizer, name)
+    return Student(model, tokenizer, name, _layout(name, family_of(model), tokenizer, prompt))

@@ -17,7 +17,7 @@ from ..core import StudentError, write_files
 from .causal import CAUSAL
 from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
-from .layout import PromptOptions, TextLayout, write_layout
+from .layout import AS_USUAL, TextLayout, write_layout
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
@@ -51,7 +51,7 @@ class Student:
 
     def __post_init__(self):
         self.family = family_of(self.model)
-        self.layout = self.layout or self.family.layout(self.tokenizer, PromptOptions())
+        self.layout = self.layout or self.family.layout(self.tokenizer, AS_USUAL)
         stop_at(self.model, self.layout.end)
 
     @property

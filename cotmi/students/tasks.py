@@ -106,7 +106,8 @@ def input_tokens(
     before, _ = layout.around(get_method(method).prefix(task))
     heads = _distinct_ids(tokenizer, [before + text.replace(SEGMENT_SEPARATOR, layout.between) for text in texts])
     room, tail = _room(tokenizer, layout, method, limit), _tails(tokenizer, layout, method)[task]
-    return Tokens([[*layout.start, *head[:room], *tail] for head in heads], [limit - room + len(head) for head in heads])
+    ids = [[*layout.start, *head[:room], *tail] for head in heads]
+    return Tokens(ids, [limit - room + len(head) for head in heads])
 
 # %% ../../nbs/students/01_tasks.ipynb #39fe8221
 def target_tokens(

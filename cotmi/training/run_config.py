@@ -359,8 +359,12 @@ class RunConfig:
     critic_learning_rate: float = _set(1e-3, "Learning rate of the critic (our choice).")
     smile_tau: float = _set(5.0, "Clip of the SMILE bound (Song and Ermon 2020).")
     # Student
-    student: str = _set("google/t5-v1_1-small", "A hub id, a local folder, builtin:tiny or builtin:mini.")
+    student: str = _set("google/t5-v1_1-small", "A hub id, a folder, builtin:tiny (mini, tiny-causal, mini-causal).")
     dropout: float | None = _set(None, "Dropout rate; None keeps the student's own.")
+    chat: bool | None = _set(None, "Decoder-only: lay inputs out by the chat template; None: where there is one.")
+    system_prompt: str = _set("", "Decoder-only: system prompt of the chat; the template's own if empty.")
+    thinking: bool = _set(False, "Decoder-only: let the chat template open a block of thinking, where it can.")
+    share_prompt: bool = _set(False, "Decoder-only: name the task after the input, so that both tasks read it once.")
     max_input_length: int | None = _set(None, "Tokens of an input; None: 1,024, as published.")
     max_target_length: int | None = _set(None, "Tokens of a target; None: 512 (our choice; 256 with paper_protocol).")
     generation_max_length: int | None = _set(None, "Tokens generated, for labels and rationales alike; None: apart.")
