@@ -215,8 +215,8 @@ def check_logits(
     own, alone = (model(input_ids=part, use_cache=False).logits.float() for part in (ids, ids[:, :1]))
     tolerance = dict(rtol=1e-3, atol=1e-3 * float(own.abs().max()) + 1e-6)
     if not torch.allclose(alone, own[:, :1], **tolerance):
-        raise StudentError(f"{name}, a {type(model).__name__}, looks at the text behind a word too, so it cannot write. "
-                           "Choose a causal language model, or set is_decoder in its config.json if it is one.")
+        raise StudentError(f"{name}, a {type(model).__name__}, looks at the text behind a word too, it cannot write; "
+                           "choose a causal language model, or set is_decoder in its config.json if it is one.")
     states = _scaled(model, _states(model, input_ids=ids, use_cache=False).last_hidden_state)
     logits = bounded(nn.functional.linear(states, *output_head(model)), softcap(model)).float()
     if logits.shape != own.shape or not torch.allclose(logits, own, **tolerance):
