@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODER_DECODER', 'output_head', 'head_scale', 'decode_states', 'forward_task', 'forward_tasks', 'end_tokens',
-           'generate', 'token_log_likelihoods', 'score_targets', 'set_dropout', 'load', 'is_encoder_decoder',
+           'stop_at', 'generate', 'token_log_likelihoods', 'score_targets', 'set_dropout', 'load', 'is_encoder_decoder',
            'hidden_size', 'vocabulary_size', 'own_route']
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #235845c9
@@ -24,7 +24,8 @@ from transformers import (
 
 from ..core import FEATURES, StudentError
 from .batches import IGNORED, length_batches, pad, progress_bar
-from .family import StudentFamily, TaskPass, check_weights
+from .family import StudentFamily, TaskPass, bounded, check_weights
+from .layout import own_call_layout
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #8a93c0dd
 def output_head(
@@ -92,6 +93,15 @@ def end_tokens(
     end = model.generation_config.eos_token_id
     return [] if end is None else end if isinstance(end, list) else [end]
 
+# %% ../../nbs/students/04_encoder_decoder.ipynb #c76a1a8d
+def stop_at(
+    model: PreTrainedModel, # Any model that generates
+    token: int | None, # That ends its targets; None for what the model knows already
+):
+    "Let a model stop at the token that it learns to end with; its checkpoint will say so too."
+    if token is not None and token not in (ends := end_tokens(model)):
+        model.generation_config.eos_token_id = [*ends, token]
+
 # %% ../../nbs/students/04_encoder_decoder.ipynb #6390da77
 @torch.no_grad()
 def generate(
@@ -120,12 +130,13 @@ def token_log_likelihoods(
     weight: Tensor, # [W, D] output head
     bias: Tensor | None = None, # [W], where the head has one
     numbers: int = 16_000_000, # Logits held at once
+    softcap: float | None = None, # What bounds the logits, where something does
 ) -> Tensor: # [P] in nats, float32
     "Log-probability of each label, a few positions at a time."
     parts = []
     for part, label in zip(*(x.split(max(1, numbers // len(weight))) for x in (hidden, labels)), strict=True):
         logits = part @ weight.T if bias is None else part @ weight.T + bias
-        parts.append(-F.cross_entropy(logits.float(), label, reduction="none"))
+        parts.append(-F.cross_entropy(bounded(logits, softcap).float(), label, reduction="none"))
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #c0128af3
@@ -212,4 +223,5 @@ def own_route(
 ENCODER_DECODER = StudentFamily(
     name="encoder-decoder", features=FEATURES, accepts=is_encoder_decoder, load=load, forward_task=forward_task,
     forward_tasks=forward_tasks, generate=generate, score_targets=score_targets, head=output_head,
-    hidden_size=hidden_size, vocabulary_size=vocabulary_size, route=own_route)
+    hidden_size=hidden_size, vocabulary_size=vocabulary_size, route=own_route,
+    layout=own_call_layout)

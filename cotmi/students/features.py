@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..core import EstimationError, check_choice
 from .batches import TwoTaskCollator, example_lengths
-from .family import TaskPass
+from .family import TaskPass, bounded
 from .student import Student
 
 # %% ../../nbs/students/11_features.ipynb #3775f28a
@@ -33,7 +33,7 @@ def _highest_probabilities(task: TaskPass, weight: Tensor | None, bias: Tensor |
         raise EstimationError("Features over the vocabulary need the output head; pass weight and bias "
                               "(student.family.head(student.model) gives them).")
     logits = task.hidden @ weight.T
-    probabilities = (logits if bias is None else logits + bias).softmax(-1)
+    probabilities = bounded(logits if bias is None else logits + bias, task.softcap).softmax(-1)
     return probabilities.masked_fill(~task.mask.unsqueeze(-1), 0).amax(1)
 
 # %% ../../nbs/students/11_features.ipynb #ced4b4ff

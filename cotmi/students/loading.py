@@ -8,6 +8,7 @@ __all__ = ['set_attention', 'load_student', 'adapted']
 # %% ../../nbs/students/10_loading.ipynb #3e73f663
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,8 @@ from transformers.utils.hub import cached_file
 from ..core import CotmiError, StudentError, nearest, one_line
 from .adapters import ADAPTER_CONFIG, AdapterOptions, add_adapter, base_of, load_adapter
 from .builtin import BUILTIN_STUDENTS, builtin_student
+from .family import StudentFamily
+from .layout import AS_USUAL, LAYOUT_FILE, PromptOptions, TextLayout, read_layout
 from .student import Student, family_for
 
 # %% ../../nbs/students/10_loading.ipynb #8388320e
@@ -119,30 +122,39 @@ def _load_plain(name: str, dropout: float | None) -> Student:
     _check_tokenizer(name, model, tokenizer)
     return Student(model, tokenizer, name)
 
+# %% ../../nbs/students/10_loading.ipynb #1dbef190
+def _layout(name: str, family: StudentFamily, tokenizer: PreTrainedTokenizerBase, prompt: PromptOptions) -> TextLayout:
+    "The layout that was saved with a student; made anew where there is none or the run asks for something."
+    kept = cached_file(name, LAYOUT_FILE, _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False) if prompt == AS_USUAL else None
+    return read_layout(kept) if kept else family.layout(tokenizer, prompt)
+
 # %% ../../nbs/students/10_loading.ipynb #d74497df
 def load_student(
-    name: str, # A hub id, a local folder, builtin:tiny or builtin:mini
+    name: str, # A hub id, a local folder, or a built-in one such as builtin:tiny
     texts: Iterable[str] | None = None, # Training text; builtin students train their tokenizer on it
     seed: int = 0, # Seed of random weights
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's, and is none for builtin students
+    prompt: PromptOptions = AS_USUAL, # What a run asks of its prompts; where nothing, a student keeps its own
     attention: str | None = None, # Such as eager, sdpa or flash_attention_2; transformers' choice if None
 ) -> Student: # In evaluation mode
     "Load a student; raises `StudentError` where it cannot be had, is not whole or belongs to no family."
     if name.startswith("builtin:"):
         if texts is None:
             raise StudentError(f"{name} trains its tokenizer on the training text: pass texts=[…].")
-        student = builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0)
+        student = builtin_student(name.removeprefix("builtin:"), texts, seed, dropout or 0.0, prompt)
         if attention:
             set_attention(student.model, attention)
         return student
     folder = _adapter_folder(name)
     student = _load_plain(base_of(folder) if folder else name, dropout)
+    student = replace(student, name=name, layout=_layout(name, student.family, student.tokenizer, prompt))
     if attention:
         set_attention(student.model, attention)
     if folder is None:
         return student
     try:
-        return Student(student.model, student.tokenizer, name, load_adapter(student.model, folder))
+        return replace(student, adapter=load_adapter(student.model, folder))
     except CotmiError:
         raise
     except Exception as fault: # as above
@@ -159,4 +171,4 @@ def adapted(
         raise StudentError(f"{_called(student.name)} has an adapter already. Leave the adapter parameters out to train "
                            "that one on, or save the student merged first.")
     made = add_adapter(student.model, options, seed, keep=student.name.startswith("builtin:"))
-    return Student(student.model, student.tokenizer, student.name, made)
+    return replace(student, adapter=made)

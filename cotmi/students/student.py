@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'family_for', 'family_of', 'Student']
 
 # %% ../../nbs/students/08_student.ipynb #50b132c3
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,12 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..core import StudentError, write_files
 from .adapters import Adapter, merge_adapter, save_adapter, trained_values
-from .encoder_decoder import ENCODER_DECODER
+from .causal import CAUSAL
+from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
+from .layout import AS_USUAL, TextLayout, write_layout
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
-FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (ENCODER_DECODER,)}
+FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (CAUSAL, ENCODER_DECODER)}
 
 def family_for(
     config: PreTrainedConfig, # A model's configuration
@@ -45,11 +47,14 @@ class Student:
     model: PreTrainedModel # A Hugging Face model
     tokenizer: PreTrainedTokenizerBase # Its tokenizer
     name: str # How it was asked for
+    layout: TextLayout = cast(TextLayout, None) # What stands around its inputs; as its tokenizer says if None
     adapter: Adapter | None = None # What is trained in place of all weights, where that is an adapter
     family: StudentFamily = field(init=False, repr=False) # How it is run; follows from the model
 
     def __post_init__(self):
         self.family = family_of(self.model)
+        self.layout = self.layout or self.family.layout(self.tokenizer, AS_USUAL)
+        stop_at(self.model, self.layout.end)
 
     @property
     def device(self) -> torch.device: return self.model.device
@@ -72,7 +77,7 @@ class Student:
 
     def merged(self) -> "Student":
         "The student with its adapter added to the weights themselves, which uses the adapter up."
-        return self if self.adapter is None else Student(merge_adapter(self.adapter), self.tokenizer, self.name)
+        return self if self.adapter is None else replace(self, model=merge_adapter(self.adapter), adapter=None)
 
     @property
     def route(self) -> str:
@@ -90,4 +95,5 @@ class Student:
             else:
                 self.model.save_pretrained(made)
             self.tokenizer.save_pretrained(made)
+            write_layout(made, self.layout)
         return write_files(folder, write)

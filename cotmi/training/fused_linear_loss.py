@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core import check_choice
+from ..students.family import bounded
 from .losses import IGNORED, VocabularyTerms, check_pass, combine, plain_vocabulary_pass
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #f564a45e
@@ -103,6 +104,17 @@ def _add_product(
         return (narrow.t() @ hidden).to(gradient.dtype)
     return total.addmm_(narrow.t(), hidden) if narrow is gradient else total.add_(narrow.t() @ hidden)
 
+# %% ../../nbs/training/01_fused_linear_loss.ipynb #237a155f
+def _bound(
+    logits: Tensor, # [k, W], bounded in place
+    softcap: float, # The bound
+    slope: Tensor, # [>= k, W] memory for the derivative of the bound at each logit
+) -> Tensor: # `logits`
+    "Bound logits, and keep how much of a change comes through."
+    logits.div_(softcap).tanh_()
+    torch.mul(logits, logits, out=slope[:len(logits)]).neg_().add_(1)
+    return logits.mul_(softcap)
+
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #0a430283
 @dataclass
 class _SlicedHead:
@@ -114,20 +126,26 @@ class _SlicedHead:
     wants: tuple[bool, bool] = (False, False) # gradients for weight and bias
     weight_gradient: Tensor | None = None # [W, D], the sum over the slices so far
     bias_gradient: Tensor | None = None # [W]
+    softcap: float | None = None # what bounds the logits
     logits: Tensor = field(init=False) # [rows, W]
     scratch: Tensor = field(init=False) # [scratch_rows, W]
+    slope: Tensor = field(init=False) # [rows, W] of the bound at each logit; empty without one
 
     def __post_init__(self):
         words, wide = len(self.weight), _wide_dtype(self.weight.dtype)
         self.logits = self.weight.new_empty(self.rows, words, dtype=wide)
         self.scratch = self.weight.new_empty(self.scratch_rows, words, dtype=wide)
+        self.slope = self.weight.new_empty(self.rows if self.softcap else 0, words, dtype=wide)
 
     def scores(self, hidden: Tensor) -> Tensor:
         "Logits [k, W] of the rows `hidden` [k, D], in the slice's buffer."
-        return _logits_into(self.logits, hidden, self.weight, self.bias)
+        logits = _logits_into(self.logits, hidden, self.weight, self.bias)
+        return logits if self.softcap is None else _bound(logits, self.softcap, self.slope)
 
     def backward(self, gradient: Tensor, hidden: Tensor) -> Tensor:
         "The gradient [k, D] of the rows `hidden`, given that of their logits; adds the head's to its sum."
+        if self.softcap is not None:
+            gradient.mul_(self.slope[:len(gradient)])
         narrow = gradient.to(hidden.dtype)
         if self.wants[0]:
             self.weight_gradient = _add_product(self.weight_gradient, gradient, narrow, hidden)
@@ -174,13 +192,14 @@ def _slice_batch(
     slice_mb: float | None, # Memory of a slice
     pools: bool = False, # Whether gradients of a maximum are formed
     wants: tuple[bool, bool] = (False, False), # Gradients for weight and bias
+    softcap: float | None = None, # What bounds the logits
 ) -> _SlicedBatch: # Ready to be walked over
     "Pick out the rows, cut them into slices and make the buffers."
     hidden = torch.cat(list(states), 1).flatten(0, 1).index_select(0, rows.index).to(dtype)
-    runs = list(_slices(rows.sizes, _row_budget(slice_mb, len(weight), hidden)))
+    runs = list(_slices(rows.sizes, _row_budget(slice_mb, len(weight) * (1 if softcap is None else 2), hidden)))
     largest = max((sum(rows.sizes[first:last]) for first, last in runs), default=0)
     head = _SlicedHead(weight.to(dtype), None if bias is None else bias.to(dtype), largest,
-                       max(map(max, rows.counts)) if pools else 0, wants)
+                       max(map(max, rows.counts)) if pools else 0, wants, softcap=softcap)
     return _SlicedBatch(rows, hidden, runs, head)
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #c542f8b3
@@ -203,7 +222,8 @@ def _label_losses(
     info = torch.finfo(probability.dtype)
     underflown = (labels != IGNORED) & (probability < info.tiny / info.eps)
     if underflown.any():
-        logits = torch.nn.functional.linear(hidden[underflown], head.weight, head.bias).to(probability.dtype)
+        logits = bounded(torch.nn.functional.linear(hidden[underflown], head.weight, head.bias).to(probability.dtype),
+                         head.softcap)
         losses[underflown] = torch.nn.functional.cross_entropy(logits, labels[underflown], reduction="none")
     return losses
 
@@ -248,6 +268,7 @@ class _PassOptions:
     weights: Mapping[str, float] # of predict, explain, mi
     slice_mb: float | None # memory of a slice
     grad: bool # whether gradients are wanted
+    softcap: float | None = None # what bounds the logits
 
     @property
     def tasks(self) -> tuple[str, ...]: return ("predict", "explain")[:len(self.labels)]
@@ -340,7 +361,8 @@ class _FusedPass(torch.autograd.Function):
         wants = (options.grad and needs_weight, options.grad and bias is not None and needs_bias)
         dtype, rows = _compute_dtype(states[0]), options.rows()
         with torch.autocast(states[0].device.type, enabled=False): # every dtype is chosen here
-            batch = _slice_batch(states, rows, weight, bias, dtype, options.slice_mb, options.pools_gradient, wants)
+            batch = _slice_batch(states, rows, weight, bias, dtype, options.slice_mb, options.pools_gradient, wants,
+                                 options.softcap)
             terms, features, gradient = _walk(options, batch)
             total = combine(terms, options.weights)
         if gradient is not None:
@@ -375,6 +397,7 @@ def fused_vocabulary_pass(
     explain_items: float | Tensor | None = None, # Divisor of the rationale's sum; its real labels if None
     weights: Mapping[str, float] | None = None, # Of predict, explain and mi in `total`; one each if None
     slice_mb: float | None = None, # Memory of a slice, MB; `SLICE_MB` by device if None
+    softcap: float | None = None, # What bounds the logits, where something does (Gemma 2)
 ) -> VocabularyTerms: # The terms and their weighted sum
     "`plain_vocabulary_pass` a slice at a time: the same terms and gradients, without full logits."
     weights = check_pass(explain_hidden, pool, mi_gradient, weights)
@@ -383,7 +406,8 @@ def fused_vocabulary_pass(
         states, labels = [predict_hidden, explain_hidden], [predict_labels, explain_labels]
     items = [(ids != IGNORED).sum().clamp(min=1) if given is None else given
              for ids, given in zip(labels, (predict_items, explain_items), strict=False)]
-    options = _PassOptions(labels, items, pool, mi_gradient == "both", weights, slice_mb, torch.is_grad_enabled())
+    options = _PassOptions(labels, items, pool, mi_gradient == "both", weights, slice_mb, torch.is_grad_enabled(),
+                           softcap)
     total, *terms = _FusedPass.apply(options, weight, bias, *states)
     names = [*options.tasks, *(["mi", "z", "v"] if pool else [])]
     named = dict(zip(names, terms, strict=True))
@@ -394,10 +418,11 @@ def fused_vocabulary_pass(
 class _PooledProbabilities(torch.autograd.Function):
     "The largest probability of each word over an example's rows, with its gradient by recomputation."
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, slice_mb: float | None):
+    def forward(ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, slice_mb: float | None,
+                softcap: float | None):
         ctx.save_for_backward(hidden, mask, weight, bias)
-        ctx.options = (_compute_dtype(hidden), slice_mb)
-        batch = _slice_batch([hidden], _target_rows(mask), weight, bias, *ctx.options)
+        ctx.options = dict(dtype=_compute_dtype(hidden), slice_mb=slice_mb, softcap=softcap)
+        batch = _slice_batch([hidden], _target_rows(mask), weight, bias, **ctx.options)
         pooled = hidden.new_zeros(len(hidden), len(weight), dtype=batch.head.logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for _, _, examples in batch.scored():
@@ -410,7 +435,7 @@ class _PooledProbabilities(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor):
         hidden, mask, weight, bias = ctx.saved_tensors
         wants = (ctx.needs_input_grad[2], bias is not None and ctx.needs_input_grad[3])
-        batch = _slice_batch([hidden], _target_rows(mask), weight, bias, *ctx.options, pools=True, wants=wants)
+        batch = _slice_batch([hidden], _target_rows(mask), weight, bias, **ctx.options, pools=True, wants=wants)
         gradient = torch.empty_like(batch.hidden, dtype=batch.head.logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for here, p, examples in batch.scored():
@@ -418,7 +443,8 @@ class _PooledProbabilities(torch.autograd.Function):
                     torch.softmax(own, -1, out=own)
                     _add_pooled_gradient(own, own.amax(0), upstream[b], own.new_zeros(len(own)), batch.head.scratch)
                 gradient[here] = batch.head.backward(p, batch.hidden[here])
-        return (*_scatter_gradient(gradient, [hidden], batch.rows), None, *batch.head.gradients(weight, bias), None)
+        return (*_scatter_gradient(gradient, [hidden], batch.rows), None, *batch.head.gradients(weight, bias), None,
+                None)
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #6bae0f06
 def pooled_probabilities(
@@ -427,9 +453,10 @@ def pooled_probabilities(
     weight: Tensor, # [W, D] of the output head
     bias: Tensor | None = None, # [W] of the output head
     slice_mb: float | None = None, # Memory of a slice, MB; `SLICE_MB` by device if None
+    softcap: float | None = None, # What bounds the logits, where something does
 ) -> Tensor: # [B, W] in [0, 1]; zeros for an example without a counted position
     "`max_probabilities` of the head's logits without holding them: z or v for an objective with its own critic."
-    return _PooledProbabilities.apply(hidden, mask.bool(), weight, bias, slice_mb)
+    return _PooledProbabilities.apply(hidden, mask.bool(), weight, bias, slice_mb, softcap)
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #bd1fc02a
 PASSES: dict[str, Callable[..., VocabularyTerms]] = {"fused": fused_vocabulary_pass, "plain": plain_vocabulary_pass}

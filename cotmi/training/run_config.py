@@ -391,7 +391,7 @@ class RunConfig:
     critic_learning_rate: float = _set(1e-3, "Learning rate of the critic (our choice).")
     smile_tau: float = _set(5.0, "Clip of the SMILE bound (Song and Ermon 2020).")
     # Student
-    student: str = _set("google/t5-v1_1-small", "A hub id, a local folder, builtin:tiny or builtin:mini.")
+    student: str = _set("google/t5-v1_1-small", "A hub id, a folder, builtin:tiny (mini, tiny-causal, mini-causal).")
     dropout: float | None = _set(None, "Dropout rate; None keeps the student's own.")
     adapter: str | None = _set(None, "Train an adapter in place of all weights, such as lora; needs peft.", _adapters)
     adapter_rank: int | None = _set(None, "Rank of the adapter's matrices; None: peft's default.")
@@ -401,6 +401,10 @@ class RunConfig:
                                             "or a regular expression; None: peft's default.")
     adapter_options: dict[str, Any] | None = _set(None, "More options of the adapter by peft's names, as JSON.")
     adapter_merged: bool = _set(False, "Save the student with its adapter added to the weights themselves.")
+    chat: bool | None = _set(None, "Decoder-only: lay inputs out by the chat template; None: where there is one.")
+    system_prompt: str = _set("", "Decoder-only: system prompt of the chat; the template's own if empty.")
+    thinking: bool = _set(False, "Decoder-only: let the chat template open a block of thinking, where it can.")
+    share_prompt: bool = _set(False, "Decoder-only: name the task after the input, so that both tasks read it once.")
     attn_implementation: str | None = _set(None, "How attention is computed: sdpa, eager, flash_attention_2; None: "
                                                  "transformers' choice.")
     weights: Literal["float32", "bfloat16"] = _set("float32", "The student's weights while it trains; with bfloat16 "

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from ..core import StudentError, one_line
 from ..students.adapters import AdapterOptions
+from ..students.layout import AS_USUAL, PromptOptions
 from ..students.loading import adapted, load_student
 from ..students.student import Student
 from .master_weights import CheckpointedMasterAdamW
@@ -41,10 +42,12 @@ def recompute_activations(
 def run_student(
     config: RunConfig, # The run's configuration
     texts: Iterable[str], # Training text, on which a built-in student trains its tokenizer
+    prompt: PromptOptions = AS_USUAL, # What it asks of the prompts of a decoder-only student
 ) -> Student: # In evaluation mode
     "Load a run's student as it is to be trained."
     check_device(config)
-    student = load_student(config.student, texts, config.seed, config.dropout, config.attn_implementation)
+    student = load_student(config.student, texts, config.seed, config.dropout, prompt,
+                           config.attn_implementation)
     student.model.to(dtype=getattr(torch, config.weights))
     if config.adapter is not None:
         student = adapted(student, adapter_options(config), config.seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSS_EXAMPLES', 'WEIGHTS', 'batch_sampler', 'WatchedSplit', 'watched_splits', 'last_checkpoint', 'CotTrainer',
-           'training_arguments', 'training_texts', 'TrainResult', 'train']
+           'training_arguments', 'training_texts', 'prompt_options', 'TrainResult', 'train']
 
 # %% ../../nbs/training/06_trainer.ipynb #a82340a3
 import math
@@ -49,6 +49,7 @@ from ..information.critics import get_critic
 from ..students.adapters import trained_share_text
 from ..students.batches import LengthGroupedBatches, TwoTaskCollator, example_lengths, length_batches
 from ..students.generation import generate
+from ..students.layout import PromptOptions
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
 from ..students.student import Student
@@ -181,7 +182,8 @@ def _split_loss(module: CotModule, rows: Sequence[dict[str, list[int]]], collate
         predict, explain = module.family.forward_tasks(module.student, batch, None, False)
         terms = vocabulary_pass(
             config.vocabulary_pass, predict.hidden, predict.labels, explain.hidden if explain else None,
-            explain.labels if explain else None, *module.family.head(module.student), predict_items=1, explain_items=1)
+            explain.labels if explain else None, *module.family.head(module.student), predict_items=1, explain_items=1,
+            softcap=predict.softcap)
         for name, total in terms.losses.items():
             sums[name] = sums.get(name, 0.0) + total.item()
     tokens = {task: sum(len(row[column]) for row in rows)
@@ -397,6 +399,12 @@ def training_texts(
     train = data.examples["train"]
     return [text for column in ("input", "label", "rationale") for text in train[column] if text]
 
+def prompt_options(
+    config: RunConfig, # chat, system_prompt, thinking and share_prompt
+) -> PromptOptions: # As a student takes them
+    "What a run asks of its student's prompts."
+    return PromptOptions(config.chat, config.system_prompt, config.thinking, config.share_prompt)
+
 # %% ../../nbs/training/06_trainer.ipynb #ebc3c117
 @dataclass
 class TrainResult:
@@ -532,7 +540,7 @@ def train(
     if (term := run_objective(config)) is not None and term.bound is not None:
         get_critic(config.critic) # like an objective, refused before anything is loaded
     seed_everything(config.seed)
-    student = run_student(config, training_texts(data))
+    student = run_student(config, training_texts(data), prompt_options(config))
     if progress and student.adapter is not None:
         print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
     texts = prepare_texts(config, data, student, folder)
