@@ -8,11 +8,10 @@ __all__ = ['FEATURE_KINDS', 'FeatureKind', 'features', 'feature_width', 'Feature
 # %% ../../nbs/students/11_features.ipynb #ffda0795
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,9 @@ from ..core import EstimationError, check_choice
 from .batches import TwoTaskCollator, example_lengths
 from .family import TaskPass, bounded
 from .student import Student
+
+if TYPE_CHECKING: # takes a second to import, and brings much along
+    from datasets import Dataset
 
 # %% ../../nbs/students/11_features.ipynb #3775f28a
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def _most_varying(z: np.ndarray, v: np.ndarray, count: int) -> np.ndarray:
 @torch.no_grad()
 def extract_features(
     student: Student, # Whose features
-    tokenized: Dataset, # Rows of `tokenize_examples`, made with the method the student was trained by
+    tokenized: "Dataset", # Rows of `tokenize_examples`, made with the method the student was trained by
     kind: str = "vocab", # vocab, decoder or encoder
     batch_size: int = 64, # Examples a forward pass
     most_dimensions: int = 512, # Dimensions kept at the utmost: those of largest variance
