@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import StudentError, nearest, one_line, read_json
 from .adapter_kinds import AdapterKind, get_adapter_kind
+from .saving import save_model
 
 if TYPE_CHECKING: # an extra
     from peft import PeftConfig, PeftModel
@@ -160,7 +161,7 @@ def save_adapter(
 ) -> None:
     "Write an adapter as peft does, and the model beside it where it was kept."
     if adapter.kept is not None:
-        adapter.kept.save_pretrained(folder / BASE)
+        save_model(adapter.kept, folder / BASE)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / BASE)
         for config in adapter.peft.peft_config.values():

@@ -19,6 +19,7 @@ from .causal import CAUSAL
 from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
 from .layout import AS_USUAL, TextLayout, write_layout
+from .saving import save_model
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
@@ -93,7 +94,7 @@ class Student:
             if self.adapter is not None:
                 save_adapter(self.adapter, made, Path(home or folder), self.tokenizer)
             else:
-                self.model.save_pretrained(made)
+                save_model(self.model, made)
             self.tokenizer.save_pretrained(made)
             write_layout(made, self.layout)
         return write_files(folder, write)
