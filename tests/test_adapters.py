@@ -174,8 +174,8 @@ def test_what_cannot_be_meant_is_refused(monkeypatch, small_data):
         RunConfig(adapter="lorra")
     with pytest.raises(ConfigError, match="there is no adapter"):
         RunConfig(adapter_merged=True)
-    with pytest.raises(StudentError, match="has no option 'rnak'. Did you mean 'r"):
-        add_adapter(small_t5(), AdapterOptions("lora", more={"rnak": 3}))
+    with pytest.raises(StudentError, match="has no option 'use_dorra'. Did you mean 'use_dora'"):
+        add_adapter(small_t5(), AdapterOptions("lora", more={"use_dorra": True}))
     with pytest.raises(StudentError, match="peft (refuses|cannot)"):
         add_adapter(small_t5(), AdapterOptions("lora", target="nowhere"))
     student = load_student("builtin:tiny", ["a text", "another text"] * 3)
