@@ -32,7 +32,9 @@ class LabelKind:
 
     def is_valid(self, text: str, candidates: Sequence[str] = ()) -> bool:
         "Whether a text could be an answer, right or wrong: a candidate where there are some, else any label."
-        return any(self.equal(text, c) for c in candidates) if len(candidates) else self.key(text) is not None
+        if not len(candidates):
+            return self.key(text) is not None
+        return (self.equal(text, text) and text in candidates) or any(self.equal(text, c) for c in candidates)
 
     def right(self, predicted: Iterable[str | None], gold: Iterable[str | None]) -> list[bool]:
         "Which predicted labels agree with the gold ones, in order; None counts as an empty text."
