@@ -2606,6 +2606,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'cotmi/students/shared_prompt.py'),
                                               'cotmi.students.shared_prompt._fits': ( 'students/shared_prompt.html#_fits',
                                                                                       'cotmi/students/shared_prompt.py'),
+                                              'cotmi.students.shared_prompt._obstacle': ( 'students/shared_prompt.html#_obstacle',
+                                                                                          'cotmi/students/shared_prompt.py'),
                                               'cotmi.students.shared_prompt._pass': ( 'students/shared_prompt.html#_pass',
                                                                                       'cotmi/students/shared_prompt.py'),
                                               'cotmi.students.shared_prompt._route': ( 'students/shared_prompt.html#_route',

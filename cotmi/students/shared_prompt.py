@@ -6,6 +6,7 @@
 __all__ = ['Tails', 'tails_of', 'forward_tasks', 'with_shared_prompt']
 
 # %% ../../nbs/students/04b_shared_prompt.ipynb #077f3a71
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -125,6 +126,15 @@ def _fits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> bool:
     return not window or sum(batch[f"{task}_{part}"].shape[1] for task in ("predict", "explain")
                              for part in ("input_ids", "labels")) <= window
 
+def _obstacle(model: PreTrainedModel) -> str:
+    "Why a model cannot share its prompts; empty where it can."
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if others := layers - {"full_attention", "sliding_attention"}:
+        return f"layers of {', '.join(sorted(others))}"
+    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+        return "no places of its tokens given to it"
+    return "" if (attention := model.config._attn_implementation) in ("sdpa", "eager") else f"{attention} attention"
+
 def _route(model: PreTrainedModel) -> str:
     "For a reader."
     return "transformers' own forward, the prompt shared by both tasks"
@@ -138,6 +148,6 @@ def with_shared_prompt(
     "A family that computes the common prompt of both tasks once, where the layout has one and the attention allows it."
     if not layout.task_last:
         return family
-    if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
-        return replace(family, route=lambda _: f"transformers' own forward; the prompt is not shared with {attention}")
+    if obstacle := _obstacle(model):
+        return replace(family, route=lambda _: f"transformers' own forward; no prompt is shared with {obstacle}")
     return replace(family, forward_tasks=partial(forward_tasks, tails=tails_of(tokenizer, layout)), route=_route)
