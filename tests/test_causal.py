@@ -46,7 +46,8 @@ SHAPES = {
     "llama": dict(SIZE), "qwen2": dict(SIZE), "qwen3": dict(SIZE, head_dim=8),
     "gpt_neox": {name: value for name, value in SIZE.items() if name != "num_key_value_heads"},
     "gemma2": dict(SIZE, **GEMMA, final_logit_softcapping=3.0, attn_logit_softcapping=5.0),
-    "gemma3_text": dict(SIZE, **GEMMA, final_logit_softcapping=3.0, layer_types=["sliding_attention", "full_attention"]),
+    "gemma3_text": dict(SIZE, **GEMMA, final_logit_softcapping=3.0,
+                        layer_types=["sliding_attention", "full_attention"]),
     "cohere": dict(SIZE, logit_scale=0.25, use_qk_norm=False),
 }
 LAYOUT = TextLayout(between="\n", after="\n", end=1)
@@ -67,6 +68,11 @@ def batch_of(rows):
     return TwoTaskCollator(0)(rows)
 
 
+def demo_texts(data) -> list[str]:
+    "What a tokenizer learns from."
+    return [text for column in ("input", "rationale") for text in data.examples["train"][column]]
+
+
 @pytest.fixture(params=SHAPES)
 def model(request):
     return model_of(request.param)
@@ -84,7 +90,8 @@ def losses_of(model, batch, implementation, **options):
     return terms, gradients
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "target"}, {"pool": "target", "mi_gradient": "both"}, {"pool": "all"}])
+@pytest.mark.parametrize("options", [{}, {"pool": "target"}, {"pool": "target", "mi_gradient": "both"},
+                                     {"pool": "all"}])
 def test_fused_losses_are_the_plain_ones(model, options):
     batch = batch_of(random_rows(6))
     model.double()
@@ -242,7 +249,7 @@ def test_a_bottleneck_has_no_place(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer(demo_data):
-    return train_tokenizer([text for column in ("input", "rationale") for text in demo_data.examples["train"][column]], 400)
+    return train_tokenizer(demo_texts(demo_data), 400)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
