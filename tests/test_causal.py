@@ -285,9 +285,10 @@ def test_features_of_every_kind(demo_data, tokenizer):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_of_each_method(tmp_path, demo_data, method):
+def test_a_run_of_each_method(tmp_path, demo_data, monkeypatch, method):
     from cotmi.evaluation.evaluator import evaluate_student
 
+    monkeypatch.setenv("COTMI_EVALUATE_EMBEDDING_MODEL", "")
     config = tiny_run(student="builtin:tiny-causal", method=method, max_steps=2, eval_steps=1, estimate_mi=False,
                       rationale_max_length=12, label_max_length=8)
     result = train(config, demo_data, tmp_path, progress=False)

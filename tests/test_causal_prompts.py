@@ -174,9 +174,10 @@ def test_where_a_prompt_is_not_shared(demo_data, tokenizer):
     assert len(seen) == 2 # the window would measure the second branch's distance along the sequence
 
 
-def test_a_run_with_a_shared_prompt(tmp_path, demo_data):
+def test_a_run_with_a_shared_prompt(tmp_path, demo_data, monkeypatch):
     from cotmi.evaluation.evaluator import evaluate_student
 
+    monkeypatch.setenv("COTMI_EVALUATE_EMBEDDING_MODEL", "")
     config = tiny_run(student="builtin:tiny-causal", share_prompt=True, max_steps=2, eval_steps=2, estimate_mi=False,
                       generation_max_length=6)
     result = train(config, demo_data, tmp_path, progress=False)
