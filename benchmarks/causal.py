@@ -109,7 +109,8 @@ def head_table(found: dict[str, dict]) -> list[str]:
     "Markdown lines, one for each side."
     lines = ["One vocabulary pass with the paper's term and its gradients: "
              f"{HEAD['words']:,} words, d {HEAD['width']}, batch {HEAD['batch']}, labels of "
-             f"{HEAD['label']} and rationales of {HEAD['rationale']} tokens, float32; memory above inputs and gradients.", "",
+             f"{HEAD['label']} and rationales of {HEAD['rationale']} tokens, float32; "
+             "memory above inputs and gradients.", "",
              "| side | peak MB | processor s | s | total | norm of the head's gradient |", "|---|---|---|---|---|---|"]
     return lines + [f"| {name} | {side['mb']:.0f} | {side['processor_seconds']:.1f} | {side['seconds']:.1f} "
                     f"| {side['total']:.6f} | {side['gradient_norm']:.6f} |" for name, side in found.items()]

@@ -36,6 +36,7 @@ def _setting(model: PreTrainedModel, name: str) -> Any:
     "A value of the language model's configuration; None where it has none."
     return getattr(model.config.get_text_config(), name, None)
 
+# %% ../../nbs/students/04a_causal.ipynb #38ded020
 def output_head(
     model: PreTrainedModel, # A decoder-only model
 ) -> tuple[Tensor, Tensor | None]: # Weight [W, D] and, where there is one, bias [W]
@@ -46,6 +47,7 @@ def output_head(
                            "Choose a causal language model.")
     return head.weight, getattr(head, "bias", None)
 
+# %% ../../nbs/students/04a_causal.ipynb #d5927e3b
 def logit_scale(
     model: PreTrainedModel, # A decoder-only model
 ) -> float: # 1 for most
@@ -53,6 +55,7 @@ def logit_scale(
     divisor = _setting(model, "logits_scaling") # Granite's
     return (_setting(model, "logit_scale") or 1.0) * (_setting(model, "lm_head_multiplier") or 1.0) / (divisor or 1.0)
 
+# %% ../../nbs/students/04a_causal.ipynb #c4c3278d
 def softcap(
     model: PreTrainedModel, # A decoder-only model
 ) -> float | None: # None for most
@@ -79,6 +82,7 @@ def _states(model: PreTrainedModel, **inputs: Any) -> Any:
     "What the model without its head gives."
     return model.get_decoder()(**inputs)
 
+# %% ../../nbs/students/04a_causal.ipynb #b4dcfb05
 def scaled(
     model: PreTrainedModel, # A decoder-only model
     states: Tensor, # [B, N, D] of its last layer
@@ -87,6 +91,7 @@ def scaled(
     scale = logit_scale(model)
     return states if scale == 1 else states * scale
 
+# %% ../../nbs/students/04a_causal.ipynb #96327643
 def forward_task(
     model: PreTrainedModel, # A decoder-only model
     batch: Mapping[str, Tensor], # As `TwoTaskCollator` makes it
@@ -118,6 +123,7 @@ def _left(input_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
     ids, mask = pad(turned, 0), pad([[1] * len(each) for each in turned], 0)
     return ids.flip(1).to(device), mask.flip(1).to(device)
 
+# %% ../../nbs/students/04a_causal.ipynb #b2af3eb8
 def greedy_options(
     model: PreTrainedModel, # Says where to stop, and which cache to use
     max_new_tokens: int, # Tokens of an answer at the utmost
@@ -154,11 +160,13 @@ def _to_the_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.arange(ids.shape[1], device=ids.device) - (ids.shape[1] - mask.sum(1, keepdim=True))
     return ids.gather(1, place % ids.shape[1]), (place >= 0).to(mask.dtype)
 
+# %% ../../nbs/students/04a_causal.ipynb #f2aa74b0
 def _placed(model: PreTrainedModel, places: Tensor) -> dict[str, Tensor]:
     "The places of tokens, for models that ask for them."
     asks = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
     return {"position_ids": places} if asks else {}
 
+# %% ../../nbs/students/04a_causal.ipynb #96b15796
 def _rows_of(cache: Any, rows: Tensor) -> Any:
     "A cache with the states of some rows, each as often as it is named; the given one stays."
     chosen = copy(cache)
@@ -178,6 +186,7 @@ def _after_prompt(model: PreTrainedModel, prompt: Any, mask: Tensor, where: Tens
                     past_key_values=_rows_of(prompt.past_key_values, where), use_cache=True, **_placed(model, places))
     return scaled(model, torch.cat([first, after.last_hidden_state], 1))
 
+# %% ../../nbs/students/04a_causal.ipynb #af6c9738
 @torch.no_grad()
 def score_targets(
     model: PreTrainedModel, # A decoder-only model in evaluation mode
@@ -242,6 +251,7 @@ def set_dropout(
         elif isinstance(getattr(module, "attention_dropout", None), float): # a number that the attention hands on
             cast(Any, module).attention_dropout = rate
 
+# %% ../../nbs/students/04a_causal.ipynb #737f0066
 def load(
     name: str, # A hub id or a local folder
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's
@@ -265,18 +275,21 @@ def is_causal(
     "Whether a model belongs to this family."
     return not getattr(config, "is_encoder_decoder", False) and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+# %% ../../nbs/students/04a_causal.ipynb #3642f8bc
 def hidden_size(
     model: PreTrainedModel, # A decoder-only model
 ) -> int: # D
     "Width of the states that the head multiplies."
     return output_head(model)[0].shape[1]
 
+# %% ../../nbs/students/04a_causal.ipynb #3887db9a
 def vocabulary_size(
     model: PreTrainedModel, # A decoder-only model
 ) -> int: # W, which may be more than its tokenizer knows
     "Number of words that the output head tells apart."
     return output_head(model)[0].shape[0]
 
+# %% ../../nbs/students/04a_causal.ipynb #8aff36ec
 CAUSAL = StudentFamily(
     name="decoder-only", features=FEATURES, accepts=is_causal, load=load, forward_task=forward_task,
     forward_tasks=forward_tasks, generate=generate, score_targets=score_targets, head=output_head,

@@ -33,6 +33,7 @@ class Tails:
     @property
     def room(self) -> int: return 2 * self.longest - self.shortest # of a prompt beyond what is surely shared
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #dfe474ad
 def tails_of(
     tokenizer: PreTrainedTokenizerBase, # The student's tokenizer
     layout: TextLayout, # Of one sequence
@@ -51,6 +52,7 @@ class _Branch:
     mask: Tensor # [B, S] 1 where there is input
     labels: Tensor # [B, T]
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #f342aa0b
 def _branch(batch: Mapping[str, Tensor], task: str, shared: Tensor, room: int) -> _Branch:
     "The branch of a task behind `shared` [B, 1] tokens of its prompt."
     ids, mask, labels = (batch[f"{task}_{part}"] for part in ("input_ids", "attention_mask", "labels"))
@@ -70,6 +72,7 @@ def _sight(shared: Tensor, width: int, branches: list[int]) -> Tensor:
     prompt = (part == 0) & (place < shared) # [B, L]
     return (own | prompt[:, None] & (part[:, None] > 0)).unsqueeze(1)
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #81da9491
 def _as_asked(model: PreTrainedModel, sight: Tensor) -> Tensor:
     "The mask in the form that the model's attention takes."
     if model.config._attn_implementation == "sdpa":
@@ -82,6 +85,7 @@ def _rows(states: Tensor, place: Tensor) -> Tensor:
     "States [B, L, D] at places [B, N]."
     return states.gather(1, place.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #ef0f1aa8
 def _pass(model: PreTrainedModel, states: Tensor, branch: _Branch, shared: Tensor, start: int) -> TaskPass:
     "The pass of a task whose branch begins at `start` in the states [B, L, D]."
     (_, width), length = branch.inputs.shape, branch.labels.shape[1]
@@ -92,6 +96,7 @@ def _pass(model: PreTrainedModel, states: Tensor, branch: _Branch, shared: Tenso
     encoder = _rows(states, torch.where(place < shared, place, behind))
     return TaskPass(scaled(model, hidden), branch.labels, encoder, branch.mask, softcap=softcap(model))
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #107ca2cc
 def forward_tasks(
     model: PreTrainedModel, # A decoder-only model
     batch: Mapping[str, Tensor], # As `TwoTaskCollator` makes it, the task named last in its inputs
@@ -126,6 +131,7 @@ def _fits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> bool:
     return not window or sum(batch[f"{task}_{part}"].shape[1] for task in ("predict", "explain")
                              for part in ("input_ids", "labels")) <= window
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #ee71a52c
 def _obstacle(model: PreTrainedModel) -> str:
     "Why a model cannot share its prompts; empty where it can."
     layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -135,10 +141,12 @@ def _obstacle(model: PreTrainedModel) -> str:
         return "no places of its tokens given to it"
     return "" if (attention := model.config._attn_implementation) in ("sdpa", "eager") else f"{attention} attention"
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #d96641c0
 def _route(model: PreTrainedModel) -> str:
     "For a reader."
     return "transformers' own forward, the prompt shared by both tasks"
 
+# %% ../../nbs/students/04b_shared_prompt.ipynb #b22949ad
 def with_shared_prompt(
     family: StudentFamily, # Of a model
     model: PreTrainedModel, # It

@@ -37,11 +37,13 @@ def student_input(
 # %% ../../nbs/students/01_tasks.ipynb #deb2c7eb
 _SAMPLE = 32 # texts on which the two ways are held against each other
 
+# %% ../../nbs/students/01_tasks.ipynb #dfd7ec1d
 def _called(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, **options) -> list[list[int]]:
     "Token ids as the tokenizer's own call gives them."
     given: dict[str, Any] = {"text_target": texts} if target else {"text": texts}
     return cast(Any, tokenizer)(**given, padding=False, verbose=False, **options)["input_ids"] if texts else []
 
+# %% ../../nbs/students/01_tasks.ipynb #240c989d
 def _whole_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, special: bool) -> list[list[int]]:
     "Token ids of texts, however long they are."
     sample, rest = texts[:_SAMPLE], texts[_SAMPLE:]
@@ -58,6 +60,7 @@ class Tokens:
     ids: list[list[int]] # Cut where they are longer than the limit
     counts: list[int] # Tokens before any cut
 
+# %% ../../nbs/students/01_tasks.ipynb #088b098e
 def _own_call(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int, target: bool = False) -> Tokens:
     "Tokenise texts, each different one once."
     place = {text: at for at, text in enumerate(dict.fromkeys(texts))}
@@ -76,6 +79,7 @@ def _distinct_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
     ids = _whole_ids(tokenizer, list(place), False, False)
     return [ids[place[text]] for text in texts]
 
+# %% ../../nbs/students/01_tasks.ipynb #520dfd72
 def task_tails(
     tokenizer: PreTrainedTokenizerBase, # The student's tokenizer
     layout: TextLayout, # Of one sequence
@@ -85,6 +89,7 @@ def task_tails(
     texts = [layout.around(get_method(method).prefix(task))[1] for task in PREFIXES]
     return dict(zip(PREFIXES, _distinct_ids(tokenizer, texts), strict=True))
 
+# %% ../../nbs/students/01_tasks.ipynb #9347dbe2
 def _room(tokenizer: PreTrainedTokenizerBase, layout: TextLayout, method: str, limit: int) -> int:
     "Tokens that an input may have of its own and of what stands before it, the same in both tasks."
     behind = max(len(tail) for tail in task_tails(tokenizer, layout, method).values())
@@ -128,6 +133,7 @@ def target_tokens(
     whole = _distinct_ids(tokenizer, texts)
     return Tokens([[*ids[:limit - 1], layout.end] for ids in whole], [len(ids) + 1 for ids in whole])
 
+# %% ../../nbs/students/01_tasks.ipynb #e753d475
 def _joined_targets(tokenizer: PreTrainedTokenizerBase, layout: TextLayout, rationales: list[str], labels: list[str],
                     limit: int) -> Tokens:
     "Tokens of `rationale answer: label`, the rationale cut where they would be longer than `limit`."
