@@ -53,8 +53,8 @@ V11: dict[str, Any] = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=F
 # %% ../../nbs/students/09_builtin.ipynb #a94ffedb
 def _t5(marks: dict[str, Any], size: dict[str, Any], dropout: float) -> T5ForConditionalGeneration:
     "A T5 v1.1 with random weights and a head of its own."
-    model = T5ForConditionalGeneration(T5Config(**size, **marks, **V11, decoder_start_token_id=marks["pad_token_id"],
-                                                dropout_rate=dropout))
+    given = {**size, **marks, **V11, "decoder_start_token_id": marks["pad_token_id"], "dropout_rate": dropout}
+    model = T5ForConditionalGeneration(T5Config(**given))
     head = torch.empty_like(model.lm_head.weight).normal_(std=size["d_model"]**-0.5)
     model.lm_head.weight = nn.Parameter(head)
     return model

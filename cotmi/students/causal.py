@@ -225,7 +225,7 @@ def check_logits(
     "Raise `StudentError` where logits are not states times head, scaled and bounded, or a state sees what follows it."
     ids = torch.tensor([[0, min(5, output_head(model)[0].shape[0] - 1)]], device=model.device)
     own, alone = (model(input_ids=part, use_cache=False).logits.float() for part in (ids, ids[:, :1]))
-    tolerance = dict(rtol=1e-3, atol=1e-3 * float(own.abs().max()) + 1e-6)
+    tolerance: dict[str, Any] = dict(rtol=1e-3, atol=1e-3 * float(own.abs().max()) + 1e-6)
     if not torch.allclose(alone, own[:, :1], **tolerance):
         raise StudentError(f"{name}, a {type(model).__name__}, looks at the text behind a word too, it cannot write; "
                            "choose a causal language model, or set is_decoder in its config.json if it is one.")
@@ -260,7 +260,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token_id is None: # many have none; what is padded is masked or never looked at
         tokenizer.pad_token = tokenizer.eos_token
-    model, report = AutoModelForCausalLM.from_pretrained(
+    model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True) # they are named below
     check_weights(name, report)
     check_logits(model.eval(), name)

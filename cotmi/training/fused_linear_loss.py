@@ -408,7 +408,8 @@ class _PooledProbabilities(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, slice_mb: float | None,
                 softcap: float | None):
         ctx.save_for_backward(hidden, mask, weight, bias)
-        ctx.options = dict(dtype=_compute_dtype(hidden), slice_mb=slice_mb, softcap=softcap)
+        options: dict[str, Any] = dict(dtype=_compute_dtype(hidden), slice_mb=slice_mb, softcap=softcap)
+        ctx.options = options
         batch = _slice_batch([hidden], _target_rows(mask), weight, bias, **ctx.options)
         pooled = hidden.new_zeros(len(hidden), len(weight), dtype=batch.head.logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
