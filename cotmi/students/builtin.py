@@ -50,14 +50,16 @@ def train_tokenizer(
 # %% ../../nbs/students/09_builtin.ipynb #a59b0a4c
 V11: dict[str, Any] = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False) # what makes a T5 a v1.1
 
+# %% ../../nbs/students/09_builtin.ipynb #a94ffedb
 def _t5(marks: dict[str, Any], size: dict[str, Any], dropout: float) -> T5ForConditionalGeneration:
     "A T5 v1.1 with random weights and a head of its own."
-    model = T5ForConditionalGeneration(T5Config(**size, **marks, **V11, decoder_start_token_id=marks["pad_token_id"],
-                                                dropout_rate=dropout))
+    given = {**size, **marks, **V11, "decoder_start_token_id": marks["pad_token_id"], "dropout_rate": dropout}
+    model = T5ForConditionalGeneration(T5Config(**given))
     head = torch.empty_like(model.lm_head.weight).normal_(std=size["d_model"]**-0.5)
     model.lm_head.weight = nn.Parameter(head)
     return model
 
+# %% ../../nbs/students/09_builtin.ipynb #d00d1671
 def _llama(marks: dict[str, Any], size: dict[str, Any], dropout: float) -> LlamaForCausalLM:
     "A Llama with random weights."
     return LlamaForCausalLM(LlamaConfig(**size, **marks, bos_token_id=None, attention_dropout=dropout,
@@ -72,6 +74,7 @@ class BuiltinShape:
     vocabulary: int # Words of its tokenizer at the most
     size: dict[str, int] # As its configuration names them
 
+# %% ../../nbs/students/09_builtin.ipynb #a30cb03e
 BUILTIN_STUDENTS = {shape.name: shape for shape in (
     BuiltinShape("tiny", _t5, 2_000, dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)),
     BuiltinShape("mini", _t5, 6_000, dict(d_model=192, d_kv=32, d_ff=512, num_layers=4, num_heads=6)),

@@ -27,6 +27,7 @@ class PromptOptions:
     thinking: bool = False # Whether the template opens a block of thinking, where it has such an option
     share: bool = False # Whether the task is named after the input, so that both tasks share their prompt
 
+# %% ../../nbs/students/00a_layout.ipynb #2df69f5d
 AS_USUAL = PromptOptions() # nothing is asked
 
 # %% ../../nbs/students/00a_layout.ipynb #afd15aac
@@ -53,11 +54,13 @@ def _call(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[
     "Token ids of a text, with or without what the tokenizer adds."
     return cast(Any, tokenizer)(text, add_special_tokens=special)["input_ids"]
 
+# %% ../../nbs/students/00a_layout.ipynb #005552e9
 def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     "The tokens that the tokenizer's own call puts before a text."
     own, bare = _call(tokenizer, "a", True), _call(tokenizer, "a", False)
     return tuple(next((own[:at] for at in range(len(own)) if own[at:at + len(bare)] == bare), []))
 
+# %% ../../nbs/students/00a_layout.ipynb #de22a85e
 def plain_layout(
     tokenizer: PreTrainedTokenizerBase, # Of a decoder-only model
     share: bool = False, # Whether the task is named after the input
@@ -90,6 +93,7 @@ def _answer_end(tokenizer: PreTrainedTokenizerBase, options: PromptOptions) -> i
     marks = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     return ids[0] if ids and ids[0] in marks else cast(int | None, tokenizer.eos_token_id)
 
+# %% ../../nbs/students/00a_layout.ipynb #9cfb1811
 def chat_layout(
     tokenizer: PreTrainedTokenizerBase, # With a chat template
     options: PromptOptions = AS_USUAL, # System prompt, thinking, sharing
@@ -118,6 +122,7 @@ def sequence_layout(
         raise StudentError("chat is true, but the student's tokenizer has no chat template. Set chat=false.")
     return chat_layout(tokenizer, options)
 
+# %% ../../nbs/students/00a_layout.ipynb #d17d2ece
 def own_call_layout(
     tokenizer: PreTrainedTokenizerBase, # Of a model with an encoder
     options: PromptOptions = AS_USUAL, # What a run asks; an encoder has no prompt, so nothing can be
@@ -131,6 +136,7 @@ def own_call_layout(
 # %% ../../nbs/students/00a_layout.ipynb #eaf1c34d
 LAYOUT_FILE = "prompt_layout.json" # beside the weights of a saved decoder-only student
 
+# %% ../../nbs/students/00a_layout.ipynb #c13d487b
 def write_layout(
     folder: Path, # Of a saved student
     layout: TextLayout, # Of that student
@@ -139,6 +145,7 @@ def write_layout(
     if layout.end is not None:
         write_json(folder / LAYOUT_FILE, asdict(layout))
 
+# %% ../../nbs/students/00a_layout.ipynb #1771acc3
 def _is_layout(value: Any) -> bool:
     "Whether what was read is a layout."
     kinds: Mapping[str, Any] = {"between": str, "before": str, "after": str, "start": list, "end": int,
@@ -147,6 +154,7 @@ def _is_layout(value: Any) -> bool:
         type(value[name]) is kind for name, kind in kinds.items())
     return fits and all(type(token) is int for token in value["start"])
 
+# %% ../../nbs/students/00a_layout.ipynb #b16ed3dc
 def read_layout(
     path: str | Path, # A file that `write_layout` wrote
 ) -> TextLayout: # As it was

@@ -20,6 +20,7 @@ from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
 from .layout import AS_USUAL, TextLayout, write_layout
 from .saving import save_model
+from .shared_prompt import with_shared_prompt
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
@@ -50,11 +51,12 @@ class Student:
     name: str # How it was asked for
     layout: TextLayout = cast(TextLayout, None) # What stands around its inputs; as its tokenizer says if None
     adapter: Adapter | None = None # What is trained in place of all weights, where that is an adapter
-    family: StudentFamily = field(init=False, repr=False) # How it is run; follows from the model
+    family: StudentFamily = field(init=False, repr=False) # How it is run; follows from model and layout
 
     def __post_init__(self):
-        self.family = family_of(self.model)
-        self.layout = self.layout or self.family.layout(self.tokenizer, AS_USUAL)
+        family = family_of(self.model)
+        self.layout = self.layout or family.layout(self.tokenizer, AS_USUAL)
+        self.family = with_shared_prompt(family, self.model, self.tokenizer, self.layout)
         stop_at(self.model, self.layout.end)
 
     @property

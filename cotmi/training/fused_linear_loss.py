@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core import check_choice
+from ..students.family import bound_in_place, bounded
 from .even_slices import EvenOptions, even_pooled_probabilities, even_vocabulary_pass
-from ..students.family import bounded
 from .losses import IGNORED, VocabularyTerms, check_pass, combine, plain_vocabulary_pass
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #f564a45e
@@ -108,17 +108,6 @@ def _add_product(
         return (narrow.t() @ hidden).to(gradient.dtype)
     return total.addmm_(narrow.t(), hidden) if narrow is gradient else total.add_(narrow.t() @ hidden)
 
-# %% ../../nbs/training/01_fused_linear_loss.ipynb #237a155f
-def _bound(
-    logits: Tensor, # [k, W], bounded in place
-    softcap: float, # The bound
-    slope: Tensor, # [>= k, W] memory for the derivative of the bound at each logit
-) -> Tensor: # `logits`
-    "Bound logits, and keep how much of a change comes through."
-    logits.div_(softcap).tanh_()
-    torch.mul(logits, logits, out=slope[:len(logits)]).neg_().add_(1)
-    return logits.mul_(softcap)
-
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #0a430283
 @dataclass
 class _SlicedHead:
@@ -143,13 +132,11 @@ class _SlicedHead:
 
     def scores(self, hidden: Tensor) -> Tensor:
         "Logits [k, W] of the rows `hidden` [k, D], in the slice's buffer."
-        logits = _logits_into(self.logits, hidden, self.weight, self.bias)
-        return logits if self.softcap is None else _bound(logits, self.softcap, self.slope)
+        return bound_in_place(_logits_into(self.logits, hidden, self.weight, self.bias), self.softcap, self.slope)
 
     def backward(self, gradient: Tensor, hidden: Tensor) -> Tensor:
         "The gradient [k, D] of the rows `hidden`, given that of their logits; adds the head's to its sum."
-        if self.softcap is not None:
-            gradient.mul_(self.slope[:len(gradient)])
+        gradient = gradient if self.softcap is None else gradient.mul_(self.slope[:len(gradient)])
         narrow = gradient.to(hidden.dtype)
         if self.wants[0]:
             self.weight_gradient = _add_product(self.weight_gradient, gradient, narrow, hidden)
@@ -157,11 +144,6 @@ class _SlicedHead:
             total = gradient.sum(0)
             self.bias_gradient = total if self.bias_gradient is None else self.bias_gradient.add_(total)
         return (narrow @ self.weight).to(gradient.dtype)
-
-    def gradients(self, *parameters: Tensor | None) -> list[Tensor | None]:
-        "The gradients gathered for weight and bias, in the dtypes of these parameters."
-        gathered = zip((self.weight_gradient, self.bias_gradient), parameters, strict=True)
-        return [None if g is None or like is None else g.to(like.dtype) for g, like in gathered]
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #a7450881
 @dataclass
@@ -213,6 +195,11 @@ def _scatter_gradient(gradient: Tensor, states: Sequence[Tensor], rows: _TargetR
     whole = gradient.new_zeros(size * sum(lengths), gradient.shape[1]).index_copy_(0, rows.index, gradient)
     parts = whole.view(size, sum(lengths), -1).split(lengths, 1)
     return [part.to(state.dtype) for part, state in zip(parts, states, strict=True)]
+
+def _gathered(head: _SlicedHead, *parameters: Tensor | None) -> list[Tensor | None]:
+    "The gradients gathered for weight and bias, in the dtypes of these parameters."
+    pairs = zip((head.weight_gradient, head.bias_gradient), parameters, strict=True)
+    return [None if g is None or like is None else g.to(like.dtype) for g, like in pairs]
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #cde41c7a
 def _label_losses(
@@ -370,7 +357,7 @@ class _FusedPass(torch.autograd.Function):
             terms, features, gradient = _walk(options, batch)
             total = combine(terms, options.weights)
         if gradient is not None:
-            ctx.gradients = [*batch.head.gradients(weight, bias), *_scatter_gradient(gradient, states, rows)]
+            ctx.gradients = [*_gathered(batch.head, weight, bias), *_scatter_gradient(gradient, states, rows)]
         ctx.set_materialize_grads(False) # nobody differentiates z and v: no zeros as large as they are
         ctx.mark_non_differentiable(*terms.values(), *features)
         return total, *terms.values(), *features
@@ -442,7 +429,8 @@ class _PooledProbabilities(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, slice_mb: float | None,
                 softcap: float | None):
         ctx.save_for_backward(hidden, mask, weight, bias)
-        ctx.options = dict(dtype=_compute_dtype(hidden), slice_mb=slice_mb, softcap=softcap)
+        options: dict[str, Any] = dict(dtype=_compute_dtype(hidden), slice_mb=slice_mb, softcap=softcap)
+        ctx.options = options
         batch = _slice_batch([hidden], _target_rows(mask), weight, bias, **ctx.options)
         pooled = hidden.new_zeros(len(hidden), len(weight), dtype=batch.head.logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -464,7 +452,7 @@ class _PooledProbabilities(torch.autograd.Function):
                     torch.softmax(own, -1, out=own)
                     _add_pooled_gradient(own, own.amax(0), upstream[b], own.new_zeros(len(own)), batch.head.scratch)
                 gradient[here] = batch.head.backward(p, batch.hidden[here])
-        return (*_scatter_gradient(gradient, [hidden], batch.rows), None, *batch.head.gradients(weight, bias), None,
+        return (*_scatter_gradient(gradient, [hidden], batch.rows), None, *_gathered(batch.head, weight, bias), None,
                 None)
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #6bae0f06
