@@ -87,6 +87,24 @@ class Ours(Side):
         return terms.total
 
 
+class AuthorsBfloat16(Authors):
+    "The authors' step under autocast to bfloat16, as `bf16: true` of a Trainer has it."
+    option, name = "authors-bf16", "authors' formula, bfloat16"
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().loss(batch)
+
+
+class OursBfloat16(Ours):
+    "The same with matrix products in bfloat16, as `bf16: true` of a run has it."
+    option, name = "cotmi-bf16", "cotmi, bfloat16"
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().loss(batch)
+
+
 class OursPaperCode(Ours):
     "The same with the published code's objective, which pools over padded positions."
     option, name = "cotmi-paper-code", "cotmi, paper-code"
@@ -106,4 +124,5 @@ class OursPlainRoute(Ours):
     forward = staticmethod(ENCODER_DECODER.forward_tasks)
 
 
-SIDES = {side.option: side for side in (Authors, Ours, OursPaperCode, OursCompiled, OursPlainRoute)}
+SIDES = {side.option: side for side in (Authors, AuthorsBfloat16, Ours, OursBfloat16, OursPaperCode, OursCompiled,
+                                       OursPlainRoute)}

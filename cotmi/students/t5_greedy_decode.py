@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from .batches import pad
 from .encoder_decoder import end_tokens, head_scale
-from .t5_packed import _encode, _feed_forward, _normed, _Packing, fits_packed
+from .t5_packed import Matrices, _encode, _feed_forward, _normed, _Packing, fits_packed
 
 # %% ../../nbs/students/06_t5_greedy_decode.ipynb #a430683f
 _HARMLESS = {"transformers_version", "_from_model_config", "pad_token_id", "eos_token_id", "bos_token_id",
@@ -48,42 +48,44 @@ class KeyValueCache:
         self.written = [each[:, rows] for each in self.written]
 
 # %% ../../nbs/students/06_t5_greedy_decode.ipynb #c2a0b1fa
-def _fill_cache(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, max_new_tokens: int) -> KeyValueCache:
+def _fill_cache(model: Any, matrices: Matrices, ids: Tensor, mask: Tensor, rows: Tensor,
+                max_new_tokens: int) -> KeyValueCache:
     "Encode inputs [n, S] and make room for their answers."
     packing, heads = _Packing.of(mask), model.config.num_heads
-    encoded = _encode(model, model.shared(packing.pack(ids)), [packing], [mask], 0.0)
+    encoded = _encode(model, matrices, model.shared(packing.pack(ids)), [packing], [mask], 0.0)
     crossed = []
     for block in model.decoder.block:
         own = block.layer[1].EncDecAttention
-        pair = packing.heads(F.linear(encoded, torch.cat([own.k.weight, own.v.weight])), 2, heads)
+        pair = packing.heads(matrices.linear(encoded, own.k.weight, own.v.weight), 2, heads)
         crossed.append(pair.view(2, len(ids), heads, ids.shape[1], -1))
     room = (2, len(ids), heads, max_new_tokens, crossed[0].shape[-1])
     lowest = torch.finfo(encoded.dtype).min
     hidden = torch.zeros(mask.shape, dtype=encoded.dtype).masked_fill_(mask == 0, lowest)[:, None, None]
-    return KeyValueCache(rows, crossed, [encoded.new_empty(room) for _ in crossed], hidden)
+    return KeyValueCache(rows, crossed, [crossed[0].new_empty(room) for _ in crossed], hidden)
 
 # %% ../../nbs/students/06_t5_greedy_decode.ipynb #b1f85688
 def _attend_one(query: Tensor, pair: Tensor, bias: Tensor) -> Tensor:
     "What one query a row [n, heads * k] finds in keys and values [2, n, heads, L, k], as [n, heads * k]."
     size, heads, length, width = pair.shape[1:]
-    scores = torch.matmul(query.view(size, heads, 1, width), pair[0].transpose(-1, -2)) + bias # [n, heads, 1, L]
-    return torch.matmul(scores.softmax(-1), pair[1]).view(size, heads * width)
+    scores = torch.matmul(query.view(size, heads, 1, width), pair[0].transpose(-1, -2)).to(bias.dtype) + bias
+    return torch.matmul(scores.softmax(-1).to(pair.dtype), pair[1]).view(size, heads * width)
 
 # %% ../../nbs/students/06_t5_greedy_decode.ipynb #03be816f
-def _next_states(model: Any, tokens: Tensor, at: int, cache: KeyValueCache, bias: Tensor) -> Tensor:
+def _next_states(model: Any, matrices: Matrices, tokens: Tensor, at: int, cache: KeyValueCache,
+                 bias: Tensor) -> Tensor:
     "Decoder states [n, D] after the tokens [n] at position `at`, whose keys and values are in the cache."
     x = model.shared(tokens)
     for block, crossed, written in zip(model.decoder.block, cache.crossed, cache.written, strict=True):
         own = block.layer[0].SelfAttention
-        joined = F.linear(_normed(x, block.layer[0].layer_norm), torch.cat([own.q.weight, own.k.weight, own.v.weight]))
+        joined = matrices.linear(_normed(x, block.layer[0].layer_norm), own.q.weight, own.k.weight, own.v.weight)
         query, key, value = joined.view(len(x), 3, own.n_heads, -1).unbind(1)
         written[0, :, :, at], written[1, :, :, at] = key, value
-        x = x + F.linear(_attend_one(query.flatten(1), written[:, :, :, :at + 1], bias[:, :, at:at + 1, :at + 1]),
-                         own.o.weight)
+        x = x + matrices.linear(_attend_one(query.flatten(1), written[:, :, :, :at + 1],
+                                            bias[:, :, at:at + 1, :at + 1]), own.o.weight)
         own = block.layer[1].EncDecAttention
-        query = F.linear(_normed(x, block.layer[1].layer_norm), own.q.weight)
-        x = x + F.linear(_attend_one(query, crossed, cache.hidden), own.o.weight)
-        x = _feed_forward(x, block.layer[2], 0.0)
+        query = matrices.linear(_normed(x, block.layer[1].layer_norm), own.q.weight)
+        x = x + matrices.linear(_attend_one(query, crossed, cache.hidden), own.o.weight)
+        x = _feed_forward(x, block.layer[2], matrices, 0.0)
     x = _normed(x, model.decoder.final_layer_norm)
     return x * head_scale(model)
 
@@ -98,13 +100,13 @@ def _first_token(model: Any) -> int:
     return model.config.decoder_start_token_id if start is None else start
 
 # %% ../../nbs/students/06_t5_greedy_decode.ipynb #81324b37
-def _decode_batch(model: Any, cache: KeyValueCache, max_new_tokens: int, bias: Tensor,
+def _decode_batch(model: Any, matrices: Matrices, cache: KeyValueCache, max_new_tokens: int, bias: Tensor,
                   answers: list[list[int]]):
     "Write the answers of a batch into their places in `answers`."
     ends, tokens = torch.tensor(end_tokens(model)), torch.full_like(cache.rows, _first_token(model))
     goes_on = torch.ones_like(cache.rows, dtype=torch.bool)
     for at in range(max_new_tokens):
-        states = _next_states(model, tokens, at, cache, bias)
+        states = _next_states(model, matrices, tokens, at, cache, bias)
         tokens = F.linear(states, model.lm_head.weight, model.lm_head.bias).argmax(-1)
         for row, token, open_ in zip(cache.rows.tolist(), tokens.tolist(), goes_on.tolist(), strict=True):
             if open_:
@@ -140,10 +142,10 @@ def greedy_decode(
 ) -> list[list[int]]: # [n] answers in the order of the inputs, with the end of sequence where it was reached
     "Greedy answers to many inputs."
     answers: list[list[int]] = [[] for _ in input_ids]
-    bias = _position_bias(model, max_new_tokens)
+    bias, matrices = _position_bias(model, max_new_tokens), Matrices(model.dtype)
     for rows in progress(_groups(model, [len(ids) for ids in input_ids], max_new_tokens, cache_mb)):
         ids = pad([input_ids[row] for row in rows], 0)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(input_ids[row]) for row in rows])[:, None]
-        cache = _fill_cache(model, ids, mask, torch.tensor(rows), max_new_tokens)
-        _decode_batch(model, cache, max_new_tokens, bias, answers)
+        cache = _fill_cache(model, matrices, ids, mask, torch.tensor(rows), max_new_tokens)
+        _decode_batch(model, matrices, cache, max_new_tokens, bias, answers)
     return answers
