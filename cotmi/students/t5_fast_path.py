@@ -143,7 +143,8 @@ def packed_route(
     obstacle = packed_obstacle(model)
     if obstacle:
         return f"transformers' own forward: {obstacle}"
-    return f"packed T5 (transformers {transformers.__version__})"
+    products = ", products in bfloat16" if torch.is_autocast_enabled("cpu") else ""
+    return f"packed T5 (transformers {transformers.__version__}{products})"
 
 # %% ../../nbs/students/07_t5_fast_path.ipynb #4adfc4aa
 T5_PACKED = replace(

@@ -29,7 +29,16 @@ from cotmi.core import (
     variable_name,
 )
 from ..students.methods import METHODS
-from .checks import TRACKERS, brief, check_name, check_names, check_own, check_text, check_trackers
+from cotmi.training.checks import (
+    TRACKERS,
+    brief,
+    check_compiler,
+    check_name,
+    check_names,
+    check_own,
+    check_text,
+    check_trackers,
+)
 from .selection import SELECTIONS
 
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
@@ -122,6 +131,8 @@ def _spell(name: str) -> str:
         own = ", or your own as package.module:attribute" if _fields()[name].metadata["own"] else ""
         several = _fields()[name].metadata["several"]
         return ("one or more of " if several else "one of ") + ", ".join(choices) + own
+    if any(map(_choices, get_args(kind))): # such as bool or a word
+        return " or ".join(", ".join(_choices(part)) or part.__name__ for part in get_args(kind))
     return str(getattr(kind, "__name__", kind)).replace(" | None", " or None").replace("None or ", "")
 
 def config_help(
@@ -388,7 +399,8 @@ class RunConfig:
         "length", "Batches of like length (our choice), at random as published, or in file order.")
     tokens_per_batch: int | None = _set(None, "With length batching: padded tokens a batch may hold.")
     vocabulary_pass: Literal["fused", "plain"] = _set("fused", "How the losses go through the vocabulary (our choice).")
-    bf16: bool = _set(False, "Mixed precision with bfloat16.")
+    bf16: bool | Literal["auto"] = _set(False, "Matrix products in bfloat16, the rest in float32; auto: where that is "
+                                                "faster.")
     gradient_checkpointing: bool = _set(False, "Recompute activations to save memory.")
     torch_compile: bool = _set(False, "Compile the student; on a CPU slower than not (see `cotmi.students.t5_packed`).")
     seed: int = _set(0, "Seed of weights, order and dropout.")
@@ -473,6 +485,11 @@ def check_ready(
 ) -> None:
     "Raise `ConfigError` where a package or a module that the run needs is missing."
     check_trackers(config.report_to)
+    check_compiler(config.torch_compile)
+    if config.bf16 is True:
+        from cotmi.training.precision import check_bfloat16  # late: brings torch
+
+        check_bfloat16()
     for name, get in _own_names(config):
         check_own(name, get)
 
