@@ -167,7 +167,8 @@ def measure(shape: str, dataset: str, batch: int, names: list[str], rows: int | 
 def step_table(found: list[dict]) -> Iterator[str]:
     "Markdown lines, one for each side of each setting."
     yield ("| student | data | batch | side | examples/s (median, low–high) | ratio "
-           "| processor s a step | peak MB above model and optimiser | ratio | useful GFLOP/s | share of the rate of its precision |")
+           "| processor s a step | peak MB above model and optimiser | ratio | useful GFLOP/s "
+           "| share of the rate of its precision |")
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for each in found:
         base = next(iter(each["sides"].values()))

@@ -13,12 +13,13 @@ from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 from cotmi.core import ConfigError, read_json
 from cotmi.data.loading import load_data
 from cotmi.runs.environment import route_record
+from cotmi.students import precision
 from cotmi.students.batches import TwoTaskCollator
+from cotmi.students.precision import Precision, bfloat16_gain, choose_precision, products_in
 from cotmi.students.student import Student
 from cotmi.students.t5_fast_path import T5_PACKED
-from cotmi.training import checks, precision, trainer
+from cotmi.training import checks, trainer
 from cotmi.training.objectives import OBJECTIVES
-from cotmi.training.precision import Precision, bfloat16_gain, choose_precision, products_in
 from cotmi.training.run_config import RunConfig, check_ready
 from cotmi.training.step import CotModule, step_losses
 from cotmi.training.trainer import train

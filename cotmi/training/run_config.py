@@ -487,7 +487,7 @@ def check_ready(
     check_trackers(config.report_to)
     check_compiler(config.torch_compile)
     if config.bf16 is True:
-        from cotmi.training.precision import check_bfloat16  # late: brings torch
+        from cotmi.students.precision import check_bfloat16  # late: brings torch
 
         check_bfloat16()
     for name, get in _own_names(config):

@@ -18,11 +18,11 @@ from ..students.batches import IGNORED
 from ..students.family import TaskPass
 from ..students.features import FEATURE_KINDS, feature_width, features
 from ..students.methods import METHODS
+from ..students.precision import products_in
 from ..students.student import Student
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
 from .objectives import Objective, feature_terms, get_objective
-from .precision import products_in
 from .run_config import RunConfig
 from .variational import Bottleneck, VariationalObjective
 

@@ -50,13 +50,13 @@ from ..students.batches import LengthGroupedBatches, TwoTaskCollator, example_le
 from ..students.generation import generate
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
+from ..students.precision import Precision, choose_precision, products_in
 from ..students.student import Student
 from ..students.tasks import TASK_COLUMNS
 from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
 from .fused_linear_loss import vocabulary_pass
 from .losses import term_weights
-from .precision import Precision, choose_precision, products_in
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .selection import SELECTIONS, Selection, best_evaluation
