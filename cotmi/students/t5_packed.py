@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -357,17 +358,17 @@ def _encode(model: Any, matrices: Matrices, x: Tensor, groups: Sequence[_Packing
 # %% ../../nbs/students/05_t5_packed.ipynb #bfd32d26
 def _decode(model: Any, matrices: Matrices, x: Tensor, groups: Sequence[_Packing], encoded: Tensor,
             sources: Sequence[_Packing], masks: Sequence[Tensor], rate: float,
-            crossing: Sequence[_Packing] | None = None) -> Tensor:
-    "Decoder rows of embedded rows; `crossing` groups them for cross-attention where that is by other examples."
+            biases: Sequence[Tensor] = ()) -> Tensor:
+    "Decoder rows of embedded rows; `biases` of self-attention where rows do not simply see those before them."
     causal = [torch.ones(1, g.length, g.length, dtype=torch.bool, device=x.device).tril() for g in groups]
-    biases = [_bias(model.decoder, group, mask) for group, mask in zip(groups, causal, strict=True)]
+    biases = biases or [_bias(model.decoder, group, mask) for group, mask in zip(groups, causal, strict=True)]
     heads, lowest = model.config.num_heads, torch.finfo(x.dtype).min
     crossed = [torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(mask == 0, lowest)
                .repeat_interleave(heads, 0).unsqueeze(1) for mask in masks] # [B * heads, 1, S]
     x = dropout(x, rate)
     for block in model.decoder.block:
         x = _self_attention(x, block.layer[0], matrices, groups, biases, rate)
-        x = _cross_attention(x, block.layer[1], matrices, crossing or groups, encoded, sources, crossed, rate)
+        x = _cross_attention(x, block.layer[1], matrices, groups, encoded, sources, crossed, rate)
         x = _feed_forward(x, block.layer[2], matrices, rate)
     return dropout(_normed(x, model.decoder.final_layer_norm), rate)
 
@@ -446,6 +447,50 @@ def fits_packed(
     "Whether a model can take the packed route here and now."
     return packed_obstacle(model) is None
 
+# %% ../../nbs/students/05_t5_packed.ipynb #5099bb96
+@dataclass
+class _Prefixes:
+    "The distinct prefixes of the candidates of several inputs, input after input."
+    tokens: Tensor # [U] the last token of each; what the decoder starts from for the empty one
+    parents: list[list[int]] # of each input, the place of the prefix that is shorter by a token; -1 for none
+    follows: Tensor # [N] for each token of each candidate, the prefix before it
+
+    @classmethod
+    def of(cls, targets: Sequence[Sequence[Sequence[int]]], begin: int) -> "_Prefixes":
+        "The prefixes of [n] lists of candidates."
+        tokens, parents, follows = [], [], []
+        for candidates in targets:
+            first, known, above = len(tokens), {}, []
+            for target in candidates:
+                for at in range(len(target)):
+                    prefix = tuple(target[:at])
+                    if prefix not in known:
+                        known[prefix] = len(known)
+                        tokens.append(target[at - 1] if at else begin)
+                        above.append(known[prefix[:-1]] if at else -1)
+                    follows.append(first + known[prefix])
+            parents.append(above)
+        return cls(torch.tensor(tokens), parents, torch.tensor(follows))
+
+    def relations(self) -> tuple[Tensor, Tensor]:
+        "Which prefix [n, L, L] begins with which, itself included, and how many tokens each [n, L] has."
+        longest = max(map(len, self.parents))
+        seen = np.zeros((len(self.parents), longest, longest), dtype=bool)
+        for own, above in zip(seen, self.parents, strict=True):
+            for at, parent in enumerate(above):
+                if parent >= 0:
+                    own[at] = own[parent]
+                own[at, at] = True
+        return torch.from_numpy(seen), torch.from_numpy((seen.sum(-1) - 1).clip(0))
+
+# %% ../../nbs/students/05_t5_packed.ipynb #0d678f80
+def _prefix_bias(stack: Any, seen: Tensor, depths: Tensor) -> Tensor:
+    "Position bias plus mask of prefixes [n * heads, L, L], by how far apart their last tokens stand."
+    size = int(depths.max()) + 1
+    by_place = stack.block[0].layer[0].SelfAttention.compute_bias(size, size)[0] # [heads, size, size]
+    bias = by_place[:, depths[:, :, None], depths[:, None, :]].transpose(0, 1) # [n, heads, L, L]
+    return bias.masked_fill(~seen.unsqueeze(1), torch.finfo(bias.dtype).min).flatten(0, 1)
+
 # %% ../../nbs/students/05_t5_packed.ipynb #5e28e657
 @torch.no_grad()
 def candidate_states(
@@ -453,17 +498,15 @@ def candidate_states(
     ids: Tensor, # [n, S] token ids of inputs
     mask: Tensor, # [n, S] 1 where there is input
     targets: Sequence[Sequence[Sequence[int]]], # [n] lists of candidate targets, none of them empty
-) -> Tensor: # [N, D] as the head multiplies them: input by input, candidate by candidate, token by token
-    "Decoder states of every token of every candidate."
-    flat = [target for candidates in targets for target in candidates]
-    begin = model.config.decoder_start_token_id
-    lengths = torch.tensor([len(target) for target in flat])
-    totals = torch.tensor([sum(map(len, candidates)) for candidates in targets])
-    own, side_by_side, source = (_Packing.of(m) for m in (
-        torch.arange(int(lengths.max())) < lengths[:, None], torch.arange(int(totals.max())) < totals[:, None], mask))
-    tokens = torch.tensor([token for target in flat for token in (begin, *target[:-1])])
+) -> tuple[Tensor, Tensor]: # States [U, D] as the head multiplies them; [N] which of them each target's token follows
+    "Decoder states of every distinct prefix of an input's candidates."
+    prefixes, source = _Prefixes.of(targets, model.config.decoder_start_token_id), _Packing.of(mask)
+    seen, depths = prefixes.relations()
+    group = _Packing.of(seen.any(-1))
     with as_products_are() as dtype:
         matrices = Matrices(dtype or model.dtype)
+        bias = _prefix_bias(model.decoder, seen, depths)
         encoded = _encode(model, matrices, model.shared(source.pack(ids)), [source], [mask], 0.0)
-        states = _decode(model, matrices, model.shared(tokens), [own], encoded, [source], [mask], 0.0, [side_by_side])
-        return states * head_scale(model)
+        rows = model.shared(prefixes.tokens)
+        states = _decode(model, matrices, rows, [group], encoded, [source], [mask], 0.0, [bias])
+        return states * head_scale(model), prefixes.follows
