@@ -6,9 +6,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from cotmi.students import t5_greedy_decode
 from cotmi.students.encoder_decoder import ENCODER_DECODER
+from cotmi.students.t5_candidates import candidate_states
 from cotmi.students.t5_fast_path import generate_packed, score_targets_packed
 from cotmi.students.t5_greedy_decode import _RoundedHead, best_words
-from cotmi.students.t5_packed import candidate_states
 
 WORDS = 5_000 # enough for the rounded head to be used
 

@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from .batches import IGNORED, TwoTaskCollator, progress_bar
 from .encoder_decoder import ENCODER_DECODER, head_scale, output_head
 from .family import StudentFamily, TaskPass
+from .t5_candidates import candidate_states
 from .t5_greedy_decode import fits_greedy_decode, greedy_decode
-from .t5_packed import candidate_states, fits_packed, packed_forward, packed_obstacle
+from .t5_packed import fits_packed, packed_forward, packed_obstacle
 
 # %% ../../nbs/students/07_t5_fast_path.ipynb #fd251a80
 def forward_tasks_packed(
