@@ -501,6 +501,13 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             vars(callback).update(kept.get("attributes", {}))
 
+def _precision_of(config: RunConfig, checkpoint: Path | None) -> Precision:
+    "The precision of the checkpoint that a training goes on from where a machine chose it, else as this one chooses."
+    kept = read_json(checkpoint / _TERMS, RunError) if checkpoint and (checkpoint / _TERMS).is_file() else {}
+    if "precision" in kept and not isinstance(config.bf16, bool):
+        return Precision(**kept["precision"])
+    return choose_precision(config.bf16)
+
 # %% ../../nbs/training/06_trainer.ipynb #8b07d34b
 def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
     "Train from a checkpoint, or from the beginning; to the weights that valid picks."
@@ -513,14 +520,6 @@ def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
         trainer._load_best_model()
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint))
-
-# %% ../../nbs/training/06_trainer.ipynb #c95a38eb
-def _precision_of(config: RunConfig, checkpoint: Path | None) -> Precision:
-    "The precision of the checkpoint that a training goes on from where a machine chose it, else as this one chooses."
-    kept = read_json(checkpoint / _TERMS, RunError) if checkpoint and (checkpoint / _TERMS).is_file() else {}
-    if "precision" in kept and not isinstance(config.bf16, bool):
-        return Precision(**kept["precision"])
-    return choose_precision(config.bf16)
 
 # %% ../../nbs/training/06_trainer.ipynb #ef042d20
 def train(
