@@ -31,7 +31,16 @@ from cotmi.core import (
 )
 from ..students.adapter_kinds import ADAPTER_KINDS
 from ..students.methods import METHODS
-from .checks import TRACKERS, brief, check_name, check_names, check_own, check_text, check_trackers
+from cotmi.training.checks import (
+    TRACKERS,
+    brief,
+    check_compiler,
+    check_name,
+    check_names,
+    check_own,
+    check_text,
+    check_trackers,
+)
 from .selection import SELECTIONS
 
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
@@ -128,6 +137,8 @@ def _spell(name: str) -> str:
         own = ", or your own as package.module:attribute" if _fields()[name].metadata["own"] else ""
         several = _fields()[name].metadata["several"]
         return ("one or more of " if several else "one of ") + ", ".join(choices) + own
+    if any(map(_choices, get_args(kind))): # such as bool or a word
+        return " or ".join(", ".join(_choices(part)) or part.__name__ for part in get_args(kind))
     return str(getattr(kind, "__name__", kind)).replace(" | None", " or None").replace("None or ", "")
 
 def config_help(
@@ -436,7 +447,8 @@ class RunConfig:
         "length", "Batches of like length (our choice), at random as published, or in file order.")
     tokens_per_batch: int | None = _set(None, "With length batching: padded tokens a batch may hold.")
     vocabulary_pass: Literal["fused", "plain"] = _set("fused", "How the losses go through the vocabulary (our choice).")
-    bf16: bool = _set(False, "Mixed precision with bfloat16.")
+    bf16: bool | Literal["auto"] = _set(False, "Matrix products in bfloat16, the rest in float32; auto: where that is "
+                                                "faster.")
     fp16: bool = _set(False, "Mixed precision with float16, on a GPU.")
     gradient_checkpointing: bool = _set(False, "Recompute activations to save memory.")
     torch_compile: bool = _set(False, "Compile the student; on a CPU slower than not (see `cotmi.students.t5_packed`).")
@@ -544,6 +556,11 @@ def check_ready(
     check_trackers(config.report_to)
     _check_adapter_ready(config)
     check_device(config)
+    check_compiler(config.torch_compile)
+    if config.bf16 is True:
+        from cotmi.students.precision import check_bfloat16  # late: brings torch
+
+        check_bfloat16()
     for name, get in _own_names(config):
         check_own(name, get)
 

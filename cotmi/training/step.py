@@ -19,6 +19,7 @@ from ..students.batches import IGNORED
 from ..students.family import TaskPass
 from ..students.features import FEATURE_KINDS, feature_width, features
 from ..students.methods import METHODS
+from ..students.precision import products_in
 from ..students.student import Student
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
@@ -85,12 +86,14 @@ class CotModule(nn.Module):
 def _vocabulary_terms(module: CotModule, predict: TaskPass, explain: TaskPass | None, config: RunConfig,
                       items: Mapping[str, Any], weights: Mapping[str, float]) -> VocabularyTerms:
     "The cross-entropies of a forward pass and, where the objective is computed over the vocabulary, its term."
-    return vocabulary_pass(
-        config.vocabulary_pass, predict.hidden, predict.labels,
-        explain.hidden if explain else None, explain.labels if explain else None, *module.family.head(module.student),
-        pool=module.term.pool if module.term else None, mi_gradient=config.mi_gradient,
-        predict_items=items.get("predict"), explain_items=items.get("explain"), weights=weights,
-        softcap=predict.softcap)
+    head = module.family.head(module.student)
+    with products_in(config.bf16 is True, predict.hidden.device): # accelerate's autocast ends with the forward pass
+        return vocabulary_pass(
+            config.vocabulary_pass, predict.hidden, predict.labels,
+            explain.hidden if explain else None, explain.labels if explain else None, *head,
+            pool=module.term.pool if module.term else None, mi_gradient=config.mi_gradient,
+            predict_items=items.get("predict"), explain_items=items.get("explain"), weights=weights,
+            softcap=predict.softcap)
 
 # %% ../../nbs/training/05a_step.ipynb #bb50b2d0
 def _task_features(task: TaskPass, kind: str, head: tuple[Tensor, Tensor | None]) -> Tensor:

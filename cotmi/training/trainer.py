@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +52,7 @@ from ..students.generation import generate
 from ..students.layout import PromptOptions
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
+from ..students.precision import Precision, choose_precision, products_in
 from ..students.student import Student
 from ..students.tasks import TASK_COLUMNS
 from ..students.written_labels import right_labels, written_labels
@@ -231,7 +232,7 @@ def _watch(trainer: "CotTrainer", prefix: str) -> dict[str, float]:
 # %% ../../nbs/training/06_trainer.ipynb #a25b9eee
 WEIGHTS = "model.safetensors" # of a checkpoint
 _STATE = "trainer_state.json" # of the Trainer, written last
-_TERMS = "terms.json" # the sums of the log, and the route
+_TERMS = "terms.json" # the sums of the log, the route and the precision
 
 def _save_module(module: nn.Module, path: Path):
     "Write a module's weights as safetensors, whole or not at all."
@@ -272,6 +273,7 @@ class _CheckpointedTrainer(Trainer):
     run_config: RunConfig
     terms: TermSums
     route: str # By whose forward the student is trained; empty before the first step
+    precision: Precision
 
     @property
     def run_folder(self) -> Path: return Path(str(self.args.output_dir)).parent
@@ -295,7 +297,8 @@ class _CheckpointedTrainer(Trainer):
         super()._save_checkpoint(model, trial)
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or str(self.args.output_dir))
-        summed = self.terms.to_dict(self.accelerator.gather) | {"route": self.route}
+        summed = self.terms.to_dict(self.accelerator.gather) | {
+            "route": self.route, "precision": asdict(self.precision)}
         if self.args.should_save: # one process writes for all
             _save_module(self.module, folder / WEIGHTS)
             write_json(folder / _TERMS, summed)
@@ -311,7 +314,8 @@ class _CheckpointedTrainer(Trainer):
 # %% ../../nbs/training/06_trainer.ipynb #87a0363a
 def _route_of(module: CotModule, arguments: TrainingArguments) -> str:
     "By whose forward the passes of a training are run; asked in the middle of one, in its mode and precision."
-    return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
+    with products_in(arguments.bf16, module.asked.device):
+        return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
 
 # %% ../../nbs/training/06_trainer.ipynb #b579a369
 class CotTrainer(_CheckpointedTrainer):
@@ -328,6 +332,7 @@ class CotTrainer(_CheckpointedTrainer):
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms, self.route = config, TermSums(), ""
+        self.precision = Precision(config.bf16 is True, "as configured")
         self.cut: dict[str, float] = {} # shares of the training texts that are cut
         self.trained_share = module.asked.trained_share
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
@@ -372,7 +377,7 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler, warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="adamw_torch_fused",
-        bf16=config.bf16 or config.weights != "float32", fp16=config.fp16,
+        bf16=config.bf16 is True or config.weights != "float32", fp16=config.fp16,
         use_cpu=not torch.accelerator.is_available(), torch_compile=config.torch_compile,
         eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps", save_steps=eval_steps, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_" + selection.figure.replace("/", "_"),
@@ -417,6 +422,7 @@ class TrainResult:
     examples_per_second: float # Median over the log steps
     stopped: bool # True where somebody stopped it before its last step
     route: str = "" # By whose forward the student was trained, and why
+    precision: str = "" # In which precision, and why
     cut: dict[str, float] = field(default_factory=dict) # Shares of the training texts that were cut, by name
     trained_share: float = 1.0 # Which part of the student's values was trained; below 1 with an adapter
 
@@ -468,9 +474,8 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return TrainResult(
         student, steps=state.global_step, best_step=kept.get("step", state.global_step),
         best_accuracy=kept.get("valid/accuracy", math.nan), seconds=last.get("seconds", 0.0), route=trainer.route,
-        cut=trainer.cut, trained_share=trainer.trained_share,
-        examples_per_second=float(np.median(speeds)) if speeds else math.nan,
-        stopped=not _has_ended(trainer))
+        precision=trainer.precision.told, cut=trainer.cut, trained_share=trainer.trained_share,
+        examples_per_second=float(np.median(speeds)) if speeds else math.nan, stopped=not _has_ended(trainer))
 
 # %% ../../nbs/training/06_trainer.ipynb #56730125
 def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
@@ -511,6 +516,13 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             vars(callback).update(kept.get("attributes", {}))
 
+def _precision_of(config: RunConfig, checkpoint: Path | None) -> Precision:
+    "The precision of the checkpoint that a training goes on from where a machine chose it, else as this one chooses."
+    kept = read_json(checkpoint / _TERMS, RunError) if checkpoint and (checkpoint / _TERMS).is_file() else {}
+    if "precision" in kept and not isinstance(config.bf16, bool):
+        return Precision(**kept["precision"])
+    return choose_precision(config.bf16)
+
 # %% ../../nbs/training/06_trainer.ipynb #8b07d34b
 def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
     "Train from a checkpoint, or from the beginning; to the weights that valid picks."
@@ -539,6 +551,8 @@ def train(
         return done
     if (term := run_objective(config)) is not None and term.bound is not None:
         get_critic(config.critic) # like an objective, refused before anything is loaded
+    precision = _precision_of(config, last_checkpoint(folder))
+    config = replace(config, bf16=precision.bf16)
     seed_everything(config.seed)
     student = run_student(config, training_texts(data), prompt_options(config))
     if progress and student.adapter is not None:
@@ -552,5 +566,6 @@ def train(
     shown, checkpoint = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])], last_checkpoint(folder)
     with tracking(texts.config, folder, _step_of(checkpoint)) if first else nullcontext([]) as trackers:
         trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *trackers, *shown])
+        trainer.precision = precision
         _train_on(trainer, history, checkpoint)
     return _finish(trainer, student, history.rows, folder)
