@@ -27,7 +27,7 @@ from cotmi.students.batches import TwoTaskCollator
 from cotmi.students.student import Student
 from cotmi.training.objectives import Objective
 from cotmi.training.run_config import RunConfig
-from cotmi.training.step import CotModule, run_objective, step_losses
+from cotmi.training.step import CotModule, run_objective
 from cotmi.training.trainer import CotTrainer, train, training_arguments
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", "../shared/data/golden"))
@@ -196,7 +196,7 @@ def test_the_published_trainers_numbers(tmp_path, name, vocabulary_pass):
                            vocabulary_pass=vocabulary_pass)
 
     module, first = CotModule(student_of(model), config).train(), expected[name]["first_batch"]
-    loss, parts = step_losses(module, *module(**TwoTaskCollator(0)(rows[:8])), config)
+    loss, parts = module(**TwoTaskCollator(0)(rows[:8]))
     loss.backward()
     assert loss.item() == pytest.approx(first["loss"], rel=1e-5)
     for term in ("predict", "explain", "mi"):

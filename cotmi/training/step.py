@@ -112,7 +112,8 @@ class CotModule(nn.Module):
         self.student, self.family, self.config = student.model, student.family, student.model.config
         self.asked = student # the same model with its tokenizer, for answers
         self.run_config, self.term = config, run_objective(config)
-        self.losses = torch.compiler.disable(step_losses) if config.torch_compile else step_losses
+        self.losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = (
+            torch.compiler.disable(step_losses) if config.torch_compile else step_losses)
         with torch.random.fork_rng(devices=[]): # a critic must not change the student's dropout
             torch.manual_seed(config.seed)
             self.objective = _critic_beside(student, self.term, config)
