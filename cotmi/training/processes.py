@@ -47,6 +47,7 @@ _PIECES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed
 def check_processes(
     batch_size: int, # Examples of a forward pass, shared by the processes
     environment: Mapping[str, str] = os.environ, # What the launcher set
+    processes: int | None = None, # How many are to be started; those of the environment if None
 ):
     "Refuse with a `ConfigError` what a training on several processes cannot do."
     for variable, name in _PIECES.items():
@@ -54,7 +55,8 @@ def check_processes(
             raise ConfigError(f"accelerate is configured for {name}, which keeps the training in pieces, so that no "
                               "checkpoint would be whole. Allowed are MULTI_GPU and MULTI_CPU, where each process "
                               "holds the whole student: `accelerate config`, or `cotmi run NAME --processes N`.")
-    if (processes := process_count(environment)) > batch_size:
+    processes = process_count(environment) if processes is None else processes
+    if processes > batch_size:
         raise ConfigError(f"There are {processes} processes for a batch_size of {batch_size}; expected at most one "
                           "process an example. Start fewer, or raise batch_size.")
 
@@ -168,6 +170,7 @@ def _watch(running: Sequence[subprocess.Popen], messages: Path):
 def launch(
     command: Sequence[str], # What every process runs
     processes: int, # How many
+    more: Mapping[str, str] | None = None, # Variables of the environment
 ) -> None: # When all have ended well
     "Run a command in several processes that train together; raises `RunError` with the reason when one fails."
     if process_count() > 1:
@@ -179,7 +182,7 @@ def launch(
             for number, environment in enumerate(_environments(processes, messages)):
                 with (messages / f"{number}.err").open("wb") as errors:
                     quiet = {"stdout": subprocess.DEVNULL, "stderr": errors} if number else {}
-                    running.append(subprocess.Popen(list(command), env=environment, **quiet))
+                    running.append(subprocess.Popen(list(command), env={**environment, **(more or {})}, **quiet))
             _watch(running, messages)
         except KeyboardInterrupt:
             raise RunError("Interrupted. The same command goes on where this one stopped.") from None
