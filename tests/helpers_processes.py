@@ -14,10 +14,11 @@ from transformers import TrainerCallback
 
 from cotmi.core import write_json
 from cotmi.data.loading import load_data
+from cotmi.information.bounds import BOUNDS
 from cotmi.students.batches import TwoTaskCollator
 from cotmi.training.processes import process_count, process_number
 from cotmi.training.run_config import RunConfig
-from cotmi.training.shares import own_rows
+from cotmi.training.shares import BatchShare, all_rows, own_rows, share_of
 from cotmi.training.step import CotModule, step_items
 from cotmi.training.trainer import train
 
@@ -32,8 +33,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "tokens_per_batch": {"batching": "length", "tokens_per_batch": 150},
 }
 # A whole training; without dropout, since every process drops others.
-RUN = {"dataset": "demo", "method": "dss", "student": "builtin:tiny", "max_steps": 12, "eval_steps": 2, "batch_size": 25,
-       "learning_rate": 0.02, "logging_steps": 1, "dropout": 0.0, "patience": 2, "generation_max_length": 8}
+RUN = {"dataset": "demo", "method": "dss", "student": "builtin:tiny", "max_steps": 12, "eval_steps": 2,
+       "batch_size": 25, "learning_rate": 0.02, "logging_steps": 1, "dropout": 0.0, "patience": 2,
+       "generation_max_length": 8}
 INTERRUPTED = {**RUN, "patience": None, "max_steps": 6, "learning_rate": 3e-3}
 
 
@@ -83,6 +85,14 @@ def whole_gradient(objective: str, rows: int) -> tuple[dict[str, torch.Tensor], 
     return gradients, dict(zip(parts, (means / processes).tolist(), strict=True))
 
 
+def ceiling(rows: int) -> float:
+    "InfoNCE over features that tell every pair of the batch apart."
+    features = BatchShare(process_number(), process_count(), rows)
+    own = share_of(30 * torch.eye(rows), features.process, features.processes)
+    scores = all_rows(own if features.rows else torch.zeros(1, rows), features)
+    return BOUNDS["infonce"].read(scores).item()
+
+
 def main(folder: Path):
     "Everything, the results of the first process in files."
     torch.set_num_threads(1)
@@ -97,6 +107,9 @@ def main(folder: Path):
         if process_number() == 0:
             save_file(gradients, folder / f"{objective}{rows}.safetensors")
             write_json(folder / f"{objective}{rows}.json", parts)
+    ceilings = {str(rows): ceiling(rows) for rows in (2, 5, 8)}
+    if process_number() == 0:
+        write_json(folder / "ceilings.json", ceilings)
     train(RunConfig(**RUN), data, folder / "run", progress=False)
     stopped = train(RunConfig(**INTERRUPTED), data, folder / "pressed", [PressStop()], progress=False)
     assert (stopped.stopped, stopped.steps) == (True, 3), stopped

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from cotmi.core import (
+    ConfigError,
     RunError,
     RunFile,
     TrainingError,
@@ -388,6 +389,9 @@ def training_arguments(
         ddp_find_unused_parameters=False, # all have gradients in every forward pass
         save_only_model=False, log_level="error")
     arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU
+    if arguments.world_size != process_count(): # as mpirun starts them, which tells by variables of its own
+        raise ConfigError(f"accelerate counts {arguments.world_size} processes, RANK and WORLD_SIZE say "
+                          f"{process_count()}. Start with torchrun, accelerate launch --multi_gpu or --processes.")
     return arguments
 
 # %% ../../nbs/training/06_trainer.ipynb #29771221
