@@ -509,7 +509,7 @@ def main(
             f"unforeseen {type(fault).__name__}: {fault}. --debug shows where; please report it.")
         if "--debug" in words:
             traceback.print_exc()
-        if not leave_message(message):
+        if not leave_message(str(message)):
             print(f"cotmi: {message}", file=sys.stderr)
         raise SystemExit(1) from None
 

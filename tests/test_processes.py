@@ -19,7 +19,7 @@ from cotmi.training.trainer import train
 
 TOOLS = Path(sys.executable).parent
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "COTMI_EVALUATE_EMBEDDING_MODEL": "",
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COTMI_EVALUATE_EMBEDDING_MODEL": "",
                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -89,3 +89,53 @@ def test_a_training_of_two_goes_on_in_one(two, tmp_path):
     resumed = train(config, data, two / "interrupted", progress=False)
     assert (resumed.steps, resumed.best_step) == (6, whole.best_step)
     assert_same_weights(student_weights(two / "interrupted").items(), student_weights(tmp_path).items())
+
+
+SHORT = {"max_steps": 12, "eval_steps": 4, "logging_steps": 1, "demo_size": 120, "batch_size": 15, "estimate_mi": "false",
+         "method": "dss", "generation_max_length": 8}
+OPTIONS = [word for name, value in SHORT.items() for word in ("-p", name, str(value))]
+
+
+def start(folder: Path, *command: object, **more: str) -> subprocess.Popen:
+    "A command in a process group of its own, its output in a file."
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen([str(word) for word in command], cwd=folder, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True,
+                            env={**ENVIRONMENT, "COTMI_PATHS_OUTPUTS": str(folder / "outputs"), **more})
+
+
+def children(parent: int) -> list[int]:
+    "The processes that a process has started."
+    return [int(number) for task in Path(f"/proc/{parent}/task").iterdir()
+            for number in (task / "children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the processes of a launcher are found in /proc")
+def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path):
+    "`cotmi run --processes 2` dies with one of its processes within a minute and says so; torchrun goes on from there."
+    process = start(tmp_path, TOOLS / "cotmi", "run", "demo", *OPTIONS, "--processes", "2")
+    history, until = tmp_path / "outputs" / "demo", time.monotonic() + 200
+    while not list(history.glob("*/checkpoints/checkpoint-4/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.05)
+    _, other = sorted(children(process.pid))[:2]
+    os.kill(other, signal.SIGKILL)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    lines = [line for line in said.splitlines() if line.startswith("cotmi: ")]
+    assert process.returncode == 1 and len(lines) == 1 and len(lines[0]) < 400, said
+    assert "Process 2 of 2 was ended by signal SIGKILL" in lines[0] and "The same command goes on" in lines[0]
+    (run,) = list_runs(tmp_path / "outputs")
+    assert run.status in ("failed", "stopped") and (run.path / RunFile.CHECKPOINTS).is_dir()
+    process = start(tmp_path, TOOLS / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "cotmi.cli", "run", "demo",
+                    *OPTIONS)
+    told, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said[-3000:]
+    assert told.count("Run folder: ") == 1, "the first process tells the result, and no other"
+    run = Run(run.path)
+    assert (run.status, run.problems, run.metrics["train/steps"]) == ("complete", [], 12)
+    steps = [row["step"] for row in read_json_lines(run.path / RunFile.HISTORY) if "loss" in row]
+    assert steps == list(range(1, 13)), "a line a step, whoever stopped and went on"
+    assert len(run.environment["earlier"]) == 1
+    assert [path.name for path in run.path.parent.iterdir() if not path.name.endswith(".lock")] == [run.id]

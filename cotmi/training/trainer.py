@@ -387,6 +387,8 @@ def training_arguments(
         run_name=Path(folder).resolve().name,
         report_to=[name for name in tracker_names(config.report_to) if name not in TRACKERS] or "none",
         ddp_find_unused_parameters=False, # all have gradients in every forward pass
+        # Without it accelerate lets several processes on a machine without a GPU train each for itself.
+        use_cpu=process_count() > 1 and not torch.accelerator.is_available(),
         save_only_model=False, log_level="error")
     arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU
     if arguments.world_size != process_count(): # as mpirun starts them, which tells by variables of its own
