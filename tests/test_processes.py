@@ -2,8 +2,10 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import helpers_processes as trainings
@@ -14,6 +16,7 @@ from test_train import assert_same_weights, student_weights
 
 from cotmi.core import RunFile, read_json, read_json_lines
 from cotmi.data.loading import load_data
+from cotmi.runs.run_folder import Run, list_runs
 from cotmi.training.run_config import RunConfig
 from cotmi.training.trainer import train
 
@@ -91,8 +94,8 @@ def test_a_training_of_two_goes_on_in_one(two, tmp_path):
     assert_same_weights(student_weights(two / "interrupted").items(), student_weights(tmp_path).items())
 
 
-SHORT = {"max_steps": 12, "eval_steps": 4, "logging_steps": 1, "demo_size": 120, "batch_size": 15, "estimate_mi": "false",
-         "method": "dss", "generation_max_length": 8}
+SHORT = {"max_steps": 12, "eval_steps": 4, "logging_steps": 1, "demo_size": 120, "batch_size": 15,
+         "estimate_mi": "false", "method": "dss", "generation_max_length": 8}
 OPTIONS = [word for name, value in SHORT.items() for word in ("-p", name, str(value))]
 
 
@@ -128,8 +131,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path):
     assert "Process 2 of 2 was ended by signal SIGKILL" in lines[0] and "The same command goes on" in lines[0]
     (run,) = list_runs(tmp_path / "outputs")
     assert run.status in ("failed", "stopped") and (run.path / RunFile.CHECKPOINTS).is_dir()
-    process = start(tmp_path, TOOLS / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "cotmi.cli", "run", "demo",
-                    *OPTIONS)
+    process = start(tmp_path, TOOLS / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "cotmi.cli", "run",
+                    "demo", *OPTIONS)
     told, said = process.communicate(timeout=400)
     assert process.returncode == 0, said[-3000:]
     assert told.count("Run folder: ") == 1, "the first process tells the result, and no other"
