@@ -46,6 +46,8 @@ def test_twenty_steps_are_those_of_one_process(two, tmp_path, name):
     for mine, theirs in zip(rows, found, strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6)
     kept = {key: value for key, value in weights.items() if value.is_floating_point() and value.norm() > 0}
+    if name == "infonce": # adds the same to a row of scores, so its gradient is rounding, which AdamW makes a step of
+        del kept["objective.critic.v_tower.2.bias"]
     assert_same_weights(((key, value) for key, value in load_file(two / f"{name}.safetensors").items() if key in kept),
                         kept)
 
@@ -87,7 +89,7 @@ def test_a_run_leaves_what_one_process_leaves(two, tmp_path):
 def test_a_training_of_two_goes_on_in_one(two, tmp_path):
     "The batches are those of one process, so the checkpoint fits any number of them."
     data, config = load_data("demo", demo_size=130), RunConfig(**trainings.INTERRUPTED)
-    assert read_json_lines(two / "interrupted" / RunFile.HISTORY)[-1]["step"] == 5
+    assert read_json_lines(two / "interrupted" / RunFile.HISTORY)[-1]["step"] == 4, "it is cut off in the fifth step"
     whole = train(config, data, tmp_path, progress=False)
     resumed = train(config, data, two / "interrupted", progress=False)
     assert (resumed.steps, resumed.best_step) == (6, whole.best_step)

@@ -67,10 +67,10 @@ def _other_terms(module: "CotModule", predict: TaskPass, explain: TaskPass | Non
     return terms, estimates
 
 # %% ../../nbs/training/05a_step.ipynb #00a2e944
-def _shared_weights(weights: dict[str, float], share: BatchShare) -> dict[str, float]:
-    "The weights of the terms over the vocabulary: sums of tokens, and the mean over own rows of the paper's term."
-    tasks = {name: weights[name] * (share.rows > 0) for name in ("predict", "explain")}
-    return weights | tasks | {"mi": weights["mi"] * share.factor}
+def _counted(share: BatchShare) -> dict[str, float]:
+    "What the terms over the vocabulary count by: sums of tokens, and the mean over own rows of the paper's term."
+    there = float(share.rows > 0)
+    return {"predict": there, "explain": there, "mi": share.factor}
 
 def step_losses(
     module: "CotModule", # What is trained
@@ -83,10 +83,12 @@ def step_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]: # The loss to minimise, and its parts by name without graph
     "All losses of one forward pass; their average over processes is that of the whole batch."
     weights = term_weights(config.alpha, config.beta, config.gamma, explain is not None, shares)
-    over_words = _vocabulary_terms(module, predict, explain, config, items or {}, _shared_weights(weights, share))
+    counted = _counted(share)
+    over_words = _vocabulary_terms(module, predict, explain, config, items or {},
+                                   {name: weights[name] * factor for name, factor in counted.items()})
     others, estimates = _other_terms(module, predict, explain, config, share)
     total = over_words.total + combine(others, weights) if others else over_words.total
-    own = {name: term * (share.factor if name == "mi" else share.rows > 0) for name, term in over_words.losses.items()}
+    own = {name: term * counted[name] for name, term in over_words.losses.items()}
     parts = {f"loss/{name}": term for name, term in own.items() if name != "mi"}
     means = {f"loss/{name}": term for name, term in {**own, **others}.items()
              if name in ("mi", "bottleneck")} | estimates
@@ -112,8 +114,7 @@ class CotModule(nn.Module):
         self.student, self.family, self.config = student.model, student.family, student.model.config
         self.asked = student # the same model with its tokenizer, for answers
         self.run_config, self.term = config, run_objective(config)
-        self.losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = (
-            torch.compiler.disable(step_losses) if config.torch_compile else step_losses)
+        self.losses: Any = torch.compiler.disable(step_losses) if config.torch_compile else step_losses
         with torch.random.fork_rng(devices=[]): # a critic must not change the student's dropout
             torch.manual_seed(config.seed)
             self.objective = _critic_beside(student, self.term, config)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_model, save_model
@@ -62,7 +62,7 @@ from .processes import check_processes, process_count, process_number, together
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .selection import SELECTIONS, Selection, best_evaluation
-from .shares import StopTogether, own_rows, process_seed, share_of
+from .shares import StopTogether, as_the_first_finds, own_rows, process_seed, share_of
 from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items
 from .trackers import TRACKERS, tracker_names, tracking
 
@@ -488,6 +488,20 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
+def _fresh_student(config: RunConfig, data: LoadedData) -> Student:
+    "The student that a training begins with, the same in every process."
+    if (term := run_objective(config)) is not None and term.bound is not None:
+        get_critic(config.critic) # like an objective, refused before anything is loaded
+    seed_everything(config.seed)
+    student = load_student(config.student, training_texts(data), config.seed, config.dropout)
+    if config.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable()
+    return student
+
+def _own_tracking(config: RunConfig, folder: Path, checkpoint: Path | None) -> AbstractContextManager[list]:
+    "The trackers of the first process; the others have none."
+    return nullcontext([]) if process_number() else tracking(config, folder, _step_of(checkpoint))
+
 def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, history: History,
                   arguments: TrainingArguments, callbacks: Iterable[TrainerCallback]) -> CotTrainer:
     "The trainer of a run."
@@ -517,6 +531,14 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
             vars(callback).update(kept.get("attributes", {}))
 
 # %% ../../nbs/training/06_trainer.ipynb #8b07d34b
+def _found_start(folder: Path) -> tuple[bool, Path | None]:
+    "Whether a training is done, and the checkpoint that it goes on from; what it had begun to write is deleted."
+    if _is_done(folder):
+        shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True) # where a process died over them
+        return True, None
+    _clear_unfinished(folder)
+    return False, last_checkpoint(folder)
+
 def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
     "Train from a checkpoint, or from the beginning; to the weights that valid picks."
     if checkpoint is None:
@@ -528,46 +550,6 @@ def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
         trainer._load_best_model()
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint))
-
-# %% ../../nbs/training/06_trainer.ipynb #ab1d1886
-def _clear_checkpoints(folder: Path):
-    "Delete the checkpoints of a training that is done."
-    if process_number() == 0:
-        shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True)
-
-def _found_start(folder: Path) -> tuple[bool, Path | None]:
-    "Whether a training is done, and the checkpoint that it goes on from; what it had begun to write is deleted."
-    if _is_done(folder):
-        return True, None
-    _clear_unfinished(folder)
-    return False, last_checkpoint(folder)
-
-def _agreed_start(config: RunConfig, data: LoadedData, folder: Path) -> tuple[bool, Path | None]:
-    "What the first process finds in a folder; the others take its word."
-    if process_count() == 1:
-        return _found_start(folder)
-    own = {"data": data.fingerprint, **config.asked()}
-    told: list[Any] = [_found_start(folder), own] if process_number() == 0 else [None, None]
-    start, first = broadcast_object_list(told)
-    if other := [name for name, value in own.items() if value != first[name]]:
-        raise TrainingError(f"Process {process_number() + 1} of {process_count()} has another {', '.join(other)} than "
-                            "the first. Start all with the same command, settings.ini and data.")
-    return start
-
-# %% ../../nbs/training/06_trainer.ipynb #c0f8ef0d
-def _fresh_student(config: RunConfig, data: LoadedData) -> Student:
-    "The student that a training begins with, the same in every process."
-    if (term := run_objective(config)) is not None and term.bound is not None:
-        get_critic(config.critic) # like an objective, refused before anything is loaded
-    seed_everything(config.seed)
-    student = load_student(config.student, training_texts(data), config.seed, config.dropout)
-    if config.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable()
-    return student
-
-def _own_tracking(config: RunConfig, folder: Path, checkpoint: Path | None) -> AbstractContextManager[list]:
-    "The trackers of the first process; the others have none."
-    return nullcontext([]) if process_number() else tracking(config, folder, _step_of(checkpoint))
 
 # %% ../../nbs/training/06_trainer.ipynb #ef042d20
 def train(
@@ -581,9 +563,9 @@ def train(
     folder = Path(folder)
     with together():
         arguments = training_arguments(config, folder)
-        done, checkpoint = _agreed_start(config, data, folder)
+        asked = {"data": data.fingerprint, **config.asked()} if arguments.world_size > 1 else {}
+        done, checkpoint = as_the_first_finds(lambda: _found_start(folder), asked)
         if done:
-            _clear_checkpoints(folder) # where a process died over them
             return _read_result(folder)
         student = _fresh_student(config, data)
         with arguments.main_process_first(local=False): # it writes what the others read
