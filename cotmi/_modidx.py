@@ -2919,6 +2919,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'cotmi/training/processes.py'),
                                           'cotmi.training.processes._free_port': ( 'training/processes.html#_free_port',
                                                                                    'cotmi/training/processes.py'),
+                                          'cotmi.training.processes._heeding_terminate': ( 'training/processes.html#_heeding_terminate',
+                                                                                           'cotmi/training/processes.py'),
                                           'cotmi.training.processes._last_line': ( 'training/processes.html#_last_line',
                                                                                    'cotmi/training/processes.py'),
                                           'cotmi.training.processes._wait': ( 'training/processes.html#_wait',

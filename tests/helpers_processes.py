@@ -35,7 +35,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 # A whole training; without dropout, since every process drops others.
 RUN = {"dataset": "demo", "method": "dss", "student": "builtin:tiny", "max_steps": 12, "eval_steps": 2,
        "batch_size": 25, "learning_rate": 0.02, "logging_steps": 1, "dropout": 0.0, "patience": 2,
-       "generation_max_length": 8}
+       "generation_max_length": 8, "gradient_checkpointing": True}
 INTERRUPTED = {**RUN, "patience": None, "max_steps": 6, "learning_rate": 3e-3}
 
 

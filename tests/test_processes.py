@@ -46,8 +46,8 @@ def test_twenty_steps_are_those_of_one_process(two, tmp_path, name):
     for mine, theirs in zip(rows, found, strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6)
     kept = {key: value for key, value in weights.items() if value.is_floating_point() and value.norm() > 0}
-    if name == "infonce": # adds the same to a row of scores, so its gradient is rounding, which AdamW makes a step of
-        del kept["objective.critic.v_tower.2.bias"]
+    if name == "infonce": # adds the same to a row of scores: its gradient is rounding or 0, and AdamW takes steps of it
+        kept.pop("objective.critic.v_tower.2.bias", None)
     assert_same_weights(((key, value) for key, value in load_file(two / f"{name}.safetensors").items() if key in kept),
                         kept)
 
@@ -128,9 +128,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path):
     began = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - began < 60
-    lines = [line for line in said.splitlines() if line.startswith("cotmi: ")]
-    assert process.returncode == 1 and len(lines) == 1 and len(lines[0]) < 400, said
-    assert "Process 2 of 2 was ended by signal SIGKILL" in lines[0] and "The same command goes on" in lines[0]
+    assert process.returncode == 1 and said.count("cotmi: ") == 1 and "Traceback" not in said, said
+    assert "Process 2 of 2 was ended by signal SIGKILL" in said and "The same command goes on" in said
     (run,) = list_runs(tmp_path / "outputs")
     assert run.status in ("failed", "stopped") and (run.path / RunFile.CHECKPOINTS).is_dir()
     process = start(tmp_path, TOOLS / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "cotmi.cli", "run",

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,6 +168,19 @@ def _watch(running: Sequence[subprocess.Popen], messages: Path):
     raise RunError(first.told(len(running)) + (f" It said: {printed}" if printed else ""))
 
 # %% ../../nbs/training/03b_processes.ipynb #9ee43e97
+@contextmanager
+def _heeding_terminate() -> Iterator[None]:
+    "A stretch in which SIGTERM, as a scheduler sends it, interrupts like Ctrl-C, so that nothing started here stays."
+    def interrupt(*_: object): raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread():
+        yield # which alone may set a signal's handler
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 def launch(
     command: Sequence[str], # What every process runs
     processes: int, # How many
@@ -176,7 +190,7 @@ def launch(
     if process_count() > 1:
         raise ConfigError(f"This is one of {process_count()} processes already. Leave --processes to torchrun, or "
                           "torchrun to --processes.")
-    with tempfile.TemporaryDirectory(prefix="cotmi-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cotmi-") as folder, _heeding_terminate():
         messages, running = Path(folder), []
         try:
             for number, environment in enumerate(_environments(processes, messages)):
