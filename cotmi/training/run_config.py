@@ -428,7 +428,7 @@ class RunConfig:
     rationale_max_length: int | None = _set(None, "Tokens generated for a rationale; None: from the train targets "
                                                   "(64 with paper_protocol).")
     # Training
-    batch_size: int = _set(64, "Examples a forward pass, on each device.")
+    batch_size: int = _set(64, "Examples a forward pass; several processes share them.")
     gradient_accumulation_steps: int = _set(1, "Forward passes an optimiser step.")
     max_steps: int = _set(10_000, "Optimiser steps.")
     learning_rate: float = _set(5e-5, "Peak learning rate of AdamW.")
