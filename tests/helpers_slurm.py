@@ -1,4 +1,4 @@
-"""A SLURM of one node in a folder of its own, with the machine's real programs; nothing outside the folder is touched."""
+"""A SLURM of one node in a folder of its own, with the machine's real programs; nothing else is touched."""
 
 import getpass
 import os
