@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import RunFile
+from .environment import peak_memory
 from .evaluating import end_with
 from .run_folder import Run, _rank, start_run
 from ..training.run_config import RunConfig, load_run_data
@@ -40,6 +42,7 @@ def evaluate_trained(
     run.record_route(result.route, config)
     evaluation = evaluate_student(result.student, data, config)
     metrics = {**result.metrics(), **evaluation.metrics()}
+    run.write(RunFile.ENVIRONMENT, {**run.environment, "peak_memory_mb": peak_memory()}) # what a plan asks for
     ended = end_with(run, evaluation, metrics, stopped=result.stopped)
     report_metrics(config, run.path, metrics, result.steps) # last: a tracker that hangs costs no result
     return ended

@@ -90,9 +90,10 @@ def progress_text(
     table: pd.DataFrame, # Of `progress_table`
 ) -> str: # A heading and a line a run
     "The progress of a sweep for a terminal."
+    steps = ["-" if np.isnan(step) else f"{step:.0f}" for step in table.step]
     shown = pd.DataFrame({
         "run": table.run, **({"group": table.group} if table.group.any() else {}), "status": table.status,
-        "step": [f"{step:.0f}/{of}" if step == step else f"-/{of}" for step, of in zip(table.step, table.of, strict=True)],
+        "step": [f"{step}/{of}" for step, of in zip(steps, table.of, strict=True)],
         "examples/s": [f"{x:.1f}" if x == x else "" for x in table["examples/s"]],
         "left": [duration_text(x) if s == "running" else "" for x, s in zip(table.left, table.status, strict=True)],
         **{name: [f"{x:.3f}" if x == x else "" for x in table[name]] for name in ("valid", "test")}})

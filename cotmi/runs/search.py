@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import RunError, require
+from ..core import RunError, one_line, require
 from .run_files import number_of
 from .run_folder import Run
 from .search_ranges import Range, Search
@@ -130,7 +130,8 @@ def search_runs(
                 study.tell(one.number, figure)
         failed |= messages
         if len(messages) == len(asked):
-            raise RunError(f"The search stops: all {len(asked)} runs of a round failed. {next(iter(messages.values()))}")
+            raise RunError(f"The search stops, as all {len(asked)} runs of a round failed: "
+                           f"{one_line(next(iter(messages.values())), 250)}")
     return study_runs(file, place, out), failed
 
 def study_runs(
