@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import ConfigError, RunError, require
+from ..core import ConfigError, RunError, one_line, require
 from .local_engine import EngineOptions
 from .run_folder import Run
-from .run_process import RunJob, carry_out, is_done, stop_children
+from .run_process import TERMINATED, RunJob, carry_out, is_done, stop_children
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -29,9 +29,9 @@ class SlurmRun:
     def __call__(self,
         job: RunJob, # One run
     ) -> str | None: # What went wrong; None where the run is whole
-        "Carry a run out; the log keeps what went wrong."
+        "Carry a run out; the log keeps what went wrong, unless somebody ended the job."
         said = carry_out(job)
-        if said:
+        if said and said != TERMINATED:
             print(f"cotmi: {said}", file=sys.stderr, flush=True)
         return said
 
@@ -142,31 +142,42 @@ def _executor(options: EngineOptions) -> "SlurmExecutor":
 def submit(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # With what is handed on to sbatch
+    again: bool = False, # Whether others of the sweep may be in the queue
 ) -> dict[str, RunJob]: # Number of the job in SLURM to its run
     "Put the runs of a sweep into the queue; raises `RunError` where they are there already."
+    from submitit.core.utils import FailedJobError  # of the extra `slurm`
+
     executor = _executor(options)
-    if there := _queued(options.place.name):
+    if not again and (there := _queued(options.place.name)):
         raise RunError(f"{len(there)} jobs of this sweep are in the queue already, {next(iter(there))} among them. "
                        f"`cotmi sweep FILE --status` shows how far they are; `scancel -n {options.place.name}` takes "
                        "them out.")
     size, numbers = _largest_array(), {}
     for start in range(0, len(jobs), size):
         part = jobs[start:start + size]
-        numbers |= {made.job_id: job for made, job in zip(executor.map_array(SlurmRun(), part), part, strict=True)}
+        try:
+            made = executor.map_array(SlurmRun(), part)
+        except (FailedJobError, OSError) as fault: # sbatch's own words are in it
+            raise RunError(f"SLURM does not take the jobs: {one_line(str(fault), 250)} Change the options (-o).") from fault
+        numbers |= {one.job_id: job for one, job in zip(made, part, strict=True)}
     return numbers
 
 # %% ../../nbs/runs/09c_slurm_engine.ipynb #f6a957ae
-def _ended_with(number: str, job: RunJob, place: Path) -> str | None:
-    "What went wrong in a job that is over, by the run's folder and the job's log."
-    if is_done(job):
-        return None
-    log = place / "jobs" / f"{number}_0_log.err"
+def _log(number: str, place: Path) -> Path:
+    "What a job has written to stderr."
+    return place / "jobs" / f"{number}_0_log.err"
+
+def _told(number: str, place: Path) -> str:
+    "What a job that is over says went wrong; empty where it was ended before it could say so."
+    log = _log(number, place)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    told = [line.removeprefix("cotmi: ") for line in lines if line.startswith("cotmi: ")]
-    if told:
-        return told[-1]
+    return next((line.removeprefix("cotmi: ") for line in reversed(lines) if line.startswith("cotmi: ")), "")
+
+def _ended_with(number: str, job: RunJob, place: Path) -> str:
+    "What went wrong in a job that is over, by its log and the run's folder."
     state = Run(job.folder).status if Path(job.folder).is_dir() else "not begun"
-    return f"Its job {number} is over and the run is {state}; see {log}. The same command goes on with it."
+    return _told(number, place) or (f"Its job {number} is over and the run is {state}; see {_log(number, place)}. The "
+                                    "same command goes on with it.")
 
 def run_slurm(
     jobs: Sequence[RunJob], # The runs that are due
@@ -174,10 +185,17 @@ def run_slurm(
     seconds: float = 5.0, # Between two looks at the queue
 ) -> Iterator[tuple[RunJob, str | None]]: # Each run as it ends, and what went wrong
     "Put runs into the queue of SLURM and wait for them; when the caller stops, they stay in the queue."
-    waiting = submit(jobs, options) if jobs else {}
+    waiting, once_more = submit(jobs, options) if jobs else {}, set()
     while waiting:
         queued = _queued(options.place.name)
-        for number in [n for n in waiting if n not in queued]:
-            yield waiting[number], _ended_with(number, waiting.pop(number), options.place)
+        over = {number: waiting.pop(number) for number in list(waiting) if number not in queued}
+        lost = [job for number, job in over.items()
+                if not is_done(job) and job not in once_more and not _told(number, options.place)]
+        if lost: # their jobs were ended from outside
+            once_more.update(lost)
+            waiting |= submit(lost, options, again=True)
+        for number, job in over.items():
+            if job not in lost:
+                yield job, None if is_done(job) else _ended_with(number, job, options.place)
         if waiting:
             time.sleep(seconds)
