@@ -41,7 +41,8 @@ def swept(tmp_path_factory):
     place = tmp_path_factory.mktemp("slurm")
     path = small.write_sweep(place)
     runs = small.planned(path, place / "outputs")
-    words = [small.TOOLS / "cotmi", "sweep", "small.yaml", "--on", "slurm", "-o", "time", "30", "-o", "partition", "short"]
+    words = [small.TOOLS / "cotmi", "sweep", "small.yaml", "--on", "slurm", "-o", "time", "30", "-o", "partition",
+             "short"]
     with tiny_slurm(place / "daemons") as slurm, pytest.MonkeyPatch.context() as patched:
         patched.setenv("SLURM_CONF", slurm["SLURM_CONF"])
         with (place / "told").open("w") as told:
@@ -84,7 +85,8 @@ def test_whoever_waits_gets_every_run_back(swept, monkeypatch):
     options = EngineOptions(sweep_folder(place / "small.yaml", place / "outputs"), "slurm")
     jobs = {f"1_{number}": as_job(run) for number, run in enumerate(runs)}
     lost = as_job(runs[0].__class__(**{**vars(runs[0]), "folder": place / "outputs" / "demo" / "gone"}))
-    monkeypatch.setattr(slurm_engine, "submit", lambda *_, again=False: {"9_9": lost} if again else {**jobs, "9_8": lost})
+    monkeypatch.setattr(slurm_engine, "submit",
+                        lambda *_, again=False: {"9_9": lost} if again else {**jobs, "9_8": lost})
     ended = list(slurm_engine.run_slurm([*jobs.values(), lost], options))
     assert [message for job, message in ended if job != lost] == [None] * len(runs)
     (said,) = [message for job, message in ended if job == lost]

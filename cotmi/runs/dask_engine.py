@@ -43,6 +43,7 @@ def is_cluster(
 def run_dask(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # With the scheduler, and the resources of a run
+    timeout: float = 20.0, # Seconds that the scheduler has to answer
 ) -> Iterator[tuple[RunJob, str | None]]: # Each run as it ends, and what went wrong
     "Make runs on a Dask cluster; when the caller stops, those that have not begun are taken back."
     require("distributed", "dask", f"`--on {options.on}`")
@@ -53,7 +54,7 @@ def run_dask(
                        f"{options.on}`.")
     where = {"address": options.on} if "://" in options.on else {"scheduler_file": options.on}
     try:
-        client = Client(**where, timeout=20, set_as_default=False)
+        client = Client(**where, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as fault: # nobody answers, or an address that is none
         raise RunError(f"No Dask scheduler answers at {options.on}: {str(fault)[:100]}. Start one with `dask "
                        "scheduler`.") from fault

@@ -145,9 +145,9 @@ def submit(
     again: bool = False, # Whether others of the sweep may be in the queue
 ) -> dict[str, RunJob]: # Number of the job in SLURM to its run
     "Put the runs of a sweep into the queue; raises `RunError` where they are there already."
+    executor = _executor(options)
     from submitit.core.utils import FailedJobError  # of the extra `slurm`
 
-    executor = _executor(options)
     if not again and (there := _queued(options.place.name)):
         raise RunError(f"{len(there)} jobs of this sweep are in the queue already, {next(iter(there))} among them. "
                        f"`cotmi sweep FILE --status` shows how far they are; `scancel -n {options.place.name}` takes "
@@ -158,7 +158,8 @@ def submit(
         try:
             made = executor.map_array(SlurmRun(), part)
         except (FailedJobError, OSError) as fault: # sbatch's own words are in it
-            raise RunError(f"SLURM does not take the jobs: {one_line(str(fault), 250)} Change the options (-o).") from fault
+            raise RunError(f"SLURM does not take the jobs: {one_line(str(fault), 250)} Change the options "
+                           "(-o).") from fault
         numbers |= {one.job_id: job for one, job in zip(made, part, strict=True)}
     return numbers
 
