@@ -420,6 +420,9 @@ def data_command(
 
 # %% ../nbs/10_cli.ipynb #1882e148
 _Sweep = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file: experiment, parameters, grid, runs …")]
+_On = Annotated[str, typer.Option(help="Where: local, slurm, or a Dask scheduler (tcp://host:port or its file).")]
+_Options = Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME VALUE", show_default=False,
+                                                    help="Option of the cluster, such as partition gpu.")]
 _Most = Annotated[int, typer.Option(min=1, help="Refuse a file that stands for more runs.")]
 
 def _show_sweep(file: Any, runs: list[Any], failed: Mapping[Path, str]) -> None:
@@ -431,15 +434,20 @@ def _show_sweep(file: Any, runs: list[Any], failed: Mapping[Path, str]) -> None:
     for folder, message in failed.items():
         typer.echo(f"failed: {folder}\n    {message}", err=True)
 
+def _list_planned(runs: list[Any], due: list[Any]) -> None:
+    "Print the runs of a sweep, and which of them are due."
+    unfinished = {run.folder for run in due}
+    for run in runs:
+        typer.echo(f"{'due     ' if run.folder in unfinished else 'complete'} {run.folder}")
+
+# %% ../nbs/10_cli.ipynb #04ef9484
 @app.command("sweep")
 def sweep_command(
     file: _Sweep, out: _Out = None, force: _Force = False,
-    on: Annotated[str, typer.Option(help="Where: local, slurm, or a Dask scheduler (tcp://host:port or its file).")
-                  ] = "local",
+    on: _On = "local",
     workers: Annotated[int | None, typer.Option(min=1, show_default=False, help="Runs at a time; 1 on this machine, "
                                                 "as many as the cluster gives elsewhere.")] = None,
-    option: Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME VALUE", show_default=False,
-                                                     help="Option of the cluster, such as partition gpu.")] = None,
+    option: _Options = None,
     status: Annotated[bool, typer.Option("--status", help="Show how far every run is, and stop.")] = False,
     html: Annotated[Path | None, typer.Option(help="Keep a page up to date that shows how far every run is.",
                                               show_default=False)] = None,
@@ -449,18 +457,15 @@ def sweep_command(
     max_runs: _Most = MAX_RUNS,
 ) -> None:
     "Run a grid of parameters here or on a cluster: complete runs are skipped, one that fails stops no other."
-    request = SweepRequest(file, out, force, on, workers, dict(_pairs(option or [], "-o")), max_runs, html, every,
-                           detach)
+    options = dict(_pairs(option or [], "-o"))
+    request = SweepRequest(file, out, force, on, workers, options, max_runs, html, every, detach)
     asked, runs, due = check_sweep(request)
     if status:
         write_page(request, runs)
         return typer.echo("\n".join(filter(None, (progress_text(progress_table(runs)), best_text(asked, runs)))))
     typer.echo(f"{len(runs)} runs, {len(runs) - len(due)} of them complete already.", err=True)
     if dry:
-        unfinished = {run.folder for run in due}
-        for run in runs:
-            typer.echo(f"{'due     ' if run.folder in unfinished else 'complete'} {run.folder}")
-        return
+        return _list_planned(runs, due)
     try:
         runs, failed = make_sweep(request, asked, runs, due)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from cotmi.runs.sweep_file import read_sweep
 
 TOOLS = Path(sys.executable).parent
 RUNS = int(os.environ.get("COTMI_SWEEP_RUNS", "3")) # of a sweep; 12 show more and take some minutes
-SMALL = ("{max_steps: 60, eval_steps: 10, logging_steps: 10, demo_size: 60, batch_size: 4, generation_max_length: 8, "
+SMALL = ("{max_steps: 120, eval_steps: 20, logging_steps: 20, demo_size: 60, batch_size: 4, generation_max_length: 8, "
          "estimate_mi: false, method: finetune}")
 
 

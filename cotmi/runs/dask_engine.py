@@ -62,7 +62,7 @@ def run_dask(
         needs = dask_resources(options.options)
         futures = {client.submit(carry_out_on_worker, job, pure=False, resources=needs or None): job for job in jobs}
         try:
-            for future in as_completed(list(futures)):
+            for future in as_completed(list(futures), loop=client.loop):
                 fault = future.exception()
                 yield futures[future], future.result() if fault is None else f"{type(fault).__name__}: {fault}"
         finally:
