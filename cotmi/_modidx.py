@@ -12,6 +12,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cotmi.cli._pairs': ('cli.html#_pairs', 'cotmi/cli.py'),
                            'cotmi.cli._plain': ('cli.html#_plain', 'cotmi/cli.py'),
                            'cotmi.cli._print_version': ('cli.html#_print_version', 'cotmi/cli.py'),
+                           'cotmi.cli._runs_to_compare': ('cli.html#_runs_to_compare', 'cotmi/cli.py'),
                            'cotmi.cli._say_judged': ('cli.html#_say_judged', 'cotmi/cli.py'),
                            'cotmi.cli._say_preferred': ('cli.html#_say_preferred', 'cotmi/cli.py'),
                            'cotmi.cli._show_run': ('cli.html#_show_run', 'cotmi/cli.py'),

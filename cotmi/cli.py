@@ -52,11 +52,12 @@ from cotmi.runs.sweep_command import (
     SweepRequest,
     best_text,
     check_sweep,
+    known_runs,
     make_sweep,
     sweep_table,
     write_page,
 )
-from .runs.sweep_file import MAX_RUNS
+from .runs.sweep_file import MAX_RUNS, read_sweep
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
 # %% ../nbs/10_cli.ipynb #bf8ace20
@@ -196,10 +197,23 @@ def _text_table(frame: pd.DataFrame) -> str:
     return shown.to_string(index=False, float_format=lambda x: f"{x:.3f}")
 
 # %% ../nbs/10_cli.ipynb #cf0febff
+def _runs_to_compare(places: list[Path]) -> tuple[list[Run], dict[str, str]]:
+    "The runs of folders and of sweep files, each once, and what the files call their groups."
+    runs, named = {}, {}
+    for place in places:
+        if place.is_file():
+            planned = [run for run in known_runs(read_sweep(place)) if run.folder.is_dir()]
+            named |= {run.folder.name: run.group for run in planned if run.group}
+            found = [Run(run.folder) for run in planned]
+        else:
+            found = list_runs(place)
+        runs |= {run.path.resolve(): run for run in found}
+    return list(runs.values()), named
+
 @app.command("compare")
 def compare_command(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]…", show_default=False,
-                                                         help="Runs or folders of runs; the outputs folder if none.")
+                                                         help="Runs, folders of runs or sweep files; the outputs folder if none.")
                        ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, the default.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="As LaTeX, for the package booktabs.")] = False,
@@ -212,9 +226,8 @@ def compare_command(
 
     if markdown + latex + csv > 1:
         raise ConfigError("--markdown, --latex and --csv exclude each other. Give one of them.")
-    places = folders or [load_settings().path("paths.outputs")]
-    runs = {r.path.resolve(): r for folder in places for r in list_runs(folder)}
-    comparison = compare_runs(list(runs.values()))
+    runs, named = _runs_to_compare(folders or [load_settings().path("paths.outputs")])
+    comparison = compare_runs(runs, named=named)
     form = comparison.to_latex if latex else comparison.to_csv if csv else comparison.to_markdown
     typer.echo(form(), nl=False)
     if save:
