@@ -210,10 +210,12 @@ def _runs_to_compare(places: list[Path]) -> tuple[list[Run], dict[str, str]]:
         runs |= {run.path.resolve(): run for run in found}
     return list(runs.values()), named
 
+# %% ../nbs/10_cli.ipynb #df7972a2
 @app.command("compare")
 def compare_command(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]…", show_default=False,
-                                                         help="Runs, folders of runs or sweep files; the outputs folder if none.")
+                                                         help="Runs, folders of runs or sweep files; the outputs "
+                                                              "folder if none.")
                        ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, the default.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="As LaTeX, for the package booktabs.")] = False,

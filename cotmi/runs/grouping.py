@@ -36,8 +36,8 @@ def _shape(run: Run) -> dict[str, Any]:
 def _names(members: list[list[Run]], named: Mapping[str, str]) -> list[str]:
     "A name for each group: method and objective, and what tells it from others of that name on its dataset."
     shapes = [_shape(runs[0]) for runs in members]
-    plain = [named.get(runs[0].id) or " ".join(str(shape[k]) for k in ("method", "objective") if shape.get(k)) or runs[0].id
-             for shape, runs in zip(shapes, members, strict=True)]
+    plain = [named.get(runs[0].id) or " ".join(str(shape[k]) for k in ("method", "objective") if shape.get(k))
+             or runs[0].id for shape, runs in zip(shapes, members, strict=True)]
     datasets = [runs[0].config.get("dataset") for runs in members]
     names = []
     for shape, name, dataset in zip(shapes, plain, datasets, strict=True):
