@@ -72,9 +72,9 @@ def check_done_once(runs: list[PlannedRun], reference: Path, resumed: set[Path])
         assert (made.status, made.problems) == ("complete", []), run.folder
         assert (run.folder / RunFile.NOTEBOOK).is_file() and not (run.folder / RunFile.CHECKPOINTS).exists()
         assert len(made.environment.get("earlier", [])) == (run.folder in resumed), run.folder
-        by_itself = Run(reference / run.folder.parent.name / run.folder.name)
-        if not by_itself.path.exists():
+        if not (place := reference / run.folder.parent.name / run.folder.name).is_dir():
             continue
+        by_itself = Run(place)
         assert figures(made) == figures(by_itself)
         pd.testing.assert_frame_equal(made.predictions, by_itself.predictions)
         columns = ["step", "loss", "valid/loss"]
