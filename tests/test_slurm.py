@@ -34,6 +34,17 @@ def job_of(slurm: dict[str, str], folder: Path, place: Path) -> str:
     return f"{array}_{runs.index(folder)}"
 
 
+def cut_off_one(slurm: dict[str, str], sign: str, place: Path, runs: list, cut_off: list[Path]) -> bool:
+    "Send a signal to the job of a run under way; whether SLURM took it: a job that has just begun is not ready yet."
+    for run in runs:
+        if run.folder not in cut_off and small.begun(run):
+            number = job_of(slurm, run.folder, place)
+            if subprocess.run(["scancel", f"--signal={sign}", number], env=slurm, capture_output=True).returncode == 0:
+                cut_off.append(run.folder)
+                return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     "A sweep that had one job killed and one cut off, and whose command was killed while it waited."
@@ -49,10 +60,7 @@ def swept(tmp_path_factory):
             command = subprocess.Popen(words, cwd=place, env=small.environment(place), stderr=told, stdout=told)
         cut_off: list[Path] = []
         for sign in ("KILL", "USR2"): # the second is what SLURM sends before a time limit, and when it preempts
-            small.wait_until("a run under way", lambda: any(small.begun(r) for r in runs if r.folder not in cut_off))
-            victim = next(run.folder for run in reversed(runs) if small.begun(run) and run.folder not in cut_off)
-            ask(slurm, "scancel", f"--signal={sign}", job_of(slurm, victim, place))
-            cut_off.append(victim)
+            small.wait_until("a run under way", lambda sign=sign: cut_off_one(slurm, sign, place, runs, cut_off))
         small.wait_until("the killed job", lambda: len(list(place.rglob("*_submission.sh"))) == 2)
         command.send_signal(signal.SIGKILL) # the terminal is closed
         command.wait()
