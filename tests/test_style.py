@@ -9,6 +9,7 @@ NO_RECORD = {
     ("cli", "what != 'dss'"): "an archive",
     ("dashboards.intervals", "{'mi', 'accuracy'} <= set(runs.columns)"): "columns of a table",
     ("information.estimate", "start == 'gaussian'"): "a way to start a critic",
+    ("runs.search_ranges", "'choices' in said"): "a key of a sweep file",
     ("training.step", "name != 'mi'"): "a term of the loss",
     ("training.step", "name in ('mi', 'bottleneck')"): "terms of the loss",
 }

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import ConfigError, CotmiError, read_json, write_json
+from ..core import ConfigError, CotmiError, RunFile, read_json, write_json
+from .environment import peak_memory
 from .evaluating import end_with
 from .run_folder import Run, await_end, run_folder, start_run
 from ..training.processes import check_processes, launch, leave_message, process_number
@@ -46,6 +47,7 @@ def evaluate_trained(
     run.record_route(result.route, config, result.precision)
     evaluation = evaluate_student(result.student, data, config)
     metrics = {**result.metrics(), **evaluation.metrics()}
+    run.write(RunFile.ENVIRONMENT, {**run.environment, "peak_memory_mb": peak_memory()}) # what a plan asks for
     ended = end_with(run, evaluation, metrics, stopped=result.stopped)
     report_metrics(config, run.path, metrics, result.steps) # last: a tracker that hangs costs no result
     return ended

@@ -9,7 +9,8 @@ __all__ = ['SETTLED', 'parameter_names', 'config_help', 'check_field', 'data_ide
 # %% ../../nbs/training/04_run_config.ipynb #8a75eab7
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from copy import deepcopy
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -471,7 +472,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]: # Name to value
         "Every value by name, without where it came from."
-        return {name: value for name, value in asdict(self).items() if name != "sources"}
+        return {name: deepcopy(getattr(self, name)) for name in _fields()} # a sweep asks ten thousand times
 
     def asked(self) -> dict[str, Any]: # Name to value
         "Every value as it was asked for: None where a run settled it."
