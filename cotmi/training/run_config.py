@@ -189,7 +189,7 @@ _AT_LEAST: dict[str, int] = {name: 1 for name in (
     "max_train_examples", "max_valid_examples", "max_test_examples", "tokens_per_batch", "patience",
     "demo_steps", "demo_difficulty", "mi_pairs")} | {name: 0 for name in (
     "alpha", "beta", "gamma", "warmup_steps", "weight_decay", "seed", "split_seed", "demo_seed", "demo_slips",
-    "valid_fraction", "test_fraction")} | {"demo_size": 30}
+    "valid_fraction", "test_fraction", "valid_mi_pairs")} | {"demo_size": 30}
 _BELOW_ONE = ("dropout", "valid_fraction", "test_fraction")
 _ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "max_grad_norm", "smile_tau")
 
@@ -199,7 +199,7 @@ _AT_MOST: dict[str, float] = {name: limit for limit, names in (
     (2**31 - 1, ("max_steps", "eval_steps", "logging_steps", "warmup_steps", "patience", "max_train_examples",
                  "max_valid_examples", "max_test_examples", "tokens_per_batch")),
     (1_000_000, ("max_input_length", "max_target_length", "generation_max_length", "label_max_length",
-                 "rationale_max_length", "mi_pairs", "demo_size")),
+                 "rationale_max_length", "mi_pairs", "valid_mi_pairs", "demo_size")),
     (100_000, ("batch_size", "eval_batch_size", "gradient_accumulation_steps")),
     (65_536, ("critic_hidden", "critic_embedding")),
     (6, ("demo_steps",)), (3, ("demo_difficulty",)), (1, ("demo_slips", "alpha")),
@@ -396,6 +396,7 @@ class RunConfig:
                           several=True)
     # Evaluation
     eval_batch_size: int = _set(64, "Examples a batch of generation (our choice).")
+    valid_mi_pairs: int = _set(300, "Pairs of valid on which I(Z;V) is read at each evaluation; 0: none (our choice).")
     estimate_mi: bool = _set(True, "Estimate I(Z;V) and correlations on test after training (our choice).")
     mi_pairs: int = _set(1000, "Pairs of test examples kept and estimated on, at the most (our choice).")
     mi_bounds: str = _set("infonce,smile,gaussian", "Bounds estimated after training (our choice).", _bounds, own=True,
