@@ -22,7 +22,8 @@ def data():
 def rows_of(folder, data, **changes):
     "The history of two short steps."
     config = RunConfig(**{"student": "builtin:tiny", "max_steps": 2, "eval_steps": 1, "batch_size": 8,
-                          "logging_steps": 1, "generation_max_length": 4, "features": "decoder", "objective": "infonce", **changes})
+                          "logging_steps": 1, "generation_max_length": 4, "features": "decoder", "objective": "infonce",
+                          **changes})
     result = train(config, data, folder, progress=False)
     return read_json_lines(folder / RunFile.HISTORY), result.student
 

@@ -56,6 +56,7 @@ from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
 from .fused_linear_loss import vocabulary_pass
 from .losses import term_weights
+from .papers_term import GRADIENT_EVERY
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .selection import SELECTIONS, Selection, best_evaluation
@@ -333,7 +334,8 @@ class CotTrainer(_CheckpointedTrainer):
         super().__init__(*given, callbacks=list(callbacks))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
         shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
-        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
+        measured = self.state.global_step % GRADIENT_EVERY == 0
+        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares, measured)
         self.terms.add({"loss": loss.detach(), **parts}, shares)
         self.route = self.route or _route_of(self.module, self.args)
         return (loss, {}) if return_outputs else loss
