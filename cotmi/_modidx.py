@@ -1454,6 +1454,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'cotmi/evaluation/statistics.py'),
                                              'cotmi.evaluation.statistics.seed_interval': ( 'evaluation/statistics.html#seed_interval',
                                                                                             'cotmi/evaluation/statistics.py'),
+                                             'cotmi.evaluation.statistics.seeds_needed': ( 'evaluation/statistics.html#seeds_needed',
+                                                                                           'cotmi/evaluation/statistics.py'),
                                              'cotmi.evaluation.statistics.share_interval': ( 'evaluation/statistics.html#share_interval',
                                                                                              'cotmi/evaluation/statistics.py'),
                                              'cotmi.evaluation.statistics.smallest_difference': ( 'evaluation/statistics.html#smallest_difference',
