@@ -173,7 +173,7 @@ def _demo_row(rng: random.Random, kind: _Kind) -> dict[str, str]:
 # %% ../../nbs/data/07_demo.ipynb #d1e45957
 def make_demo(
     size: int = 4000, # Stories
-    steps: int = 3, # Changes a story at the most, 1 to 6
+    steps: int = 2, # Changes a story at the most, 1 to 6
     seed: int = 0, # Seed of the stories
     difficulty: int = 1, # 1: counts to 9; 2: counts to 20; 3: doubling too
     slips: float = 0.0, # Share of rationales with one wrong step, 0 to 1; the teacher's label follows it

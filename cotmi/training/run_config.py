@@ -344,7 +344,7 @@ class RunConfig:
     max_test_examples: int | None = _set(None, "Subsample of test, always the same; all if None.")
     split_seed: int = _set(0, "Seed of splits and subsamples, apart from the run's own seed.")
     demo_size: int = _set(4000, "Demo: stories in all, before the split (our choice).")
-    demo_steps: int = _set(3, "Demo: steps of a story at the most, 1 to 6 (our choice).")
+    demo_steps: int = _set(2, "Demo: steps of a story at the most, 1 to 6 (our choice).")
     demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones; 3 doubling too (our choice).")
     demo_slips: float = _set(0.0, "Demo: share of teacher rationales with one wrong step (our choice).")
     demo_fewest: int = _set(1, "Demo: steps of a story at the least (our choice).")
