@@ -296,9 +296,11 @@ def _constant_side(z: Tensor, v: Tensor) -> str | None:
 
 # %% ../../nbs/information/09_estimate.ipynb #d089dae2
 def _estimated(z: Tensor, v: Tensor, setup: Setup, asked: dict[str, Any], resamples: int,
-               watch: Progress) -> MIEstimate:
+               progress: Callable[[int, int], bool | None] | None,
+               should_stop: Callable[[], bool] | None) -> MIEstimate:
     "The estimate of checked pairs."
     folds, seeds, repeats, seed = (asked[name] for name in ("folds", "seeds", "repeats", "seed"))
+    watch = Progress(folds * seeds * repeats + setup.stacked, progress, should_stop=should_stop)
     readings, first = [], []
     for repeat in range(repeats):
         results = run_folds(z, v, setup, folds, seeds, seed + 7919 * repeat, watch)
@@ -353,8 +355,7 @@ def estimate_mi(
         return _nothing(setup, len(z), side)
     asked = {"folds": folds, "seeds": seeds, "repeats": repeats, "start": start, "scaling": scaling, "block": block,
              "level": level, "seed": seed}
-    watch = Progress(folds * seeds * repeats + setup.stacked, progress, should_stop=should_stop)
-    return _estimated(z, v, setup, asked, resamples, watch)
+    return _estimated(z, v, setup, asked, resamples, progress, should_stop)
 
 # %% ../../nbs/information/09_estimate.ipynb #db8856d7
 def quick_estimate(
