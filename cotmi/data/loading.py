@@ -115,8 +115,7 @@ def load_data(
         test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps, demo_difficulty=demo_difficulty,
         demo_slips=demo_slips, demo_fewest=demo_fewest, demo_distractors=demo_distractors, demo_stated=demo_stated,
         demo_seed=demo_seed)
-    with _no_search_for_cycles():
-        return _load(name, options)
+    with _no_search_for_cycles(): return _load(name, options)
 
 # %% ../../nbs/data/10_loading.ipynb #4098a518
 def dataset_name(
