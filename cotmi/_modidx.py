@@ -1049,6 +1049,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cotmi.data.loading._check_options': ('data/loading.html#_check_options', 'cotmi/data/loading.py'),
                                     'cotmi.data.loading._data_path': ('data/loading.html#_data_path', 'cotmi/data/loading.py'),
                                     'cotmi.data.loading._load': ('data/loading.html#_load', 'cotmi/data/loading.py'),
+                                    'cotmi.data.loading._loaded': ('data/loading.html#_loaded', 'cotmi/data/loading.py'),
                                     'cotmi.data.loading._no_search_for_cycles': ( 'data/loading.html#_no_search_for_cycles',
                                                                                   'cotmi/data/loading.py'),
                                     'cotmi.data.loading.dataset_name': ('data/loading.html#dataset_name', 'cotmi/data/loading.py'),

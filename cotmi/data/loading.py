@@ -75,6 +75,12 @@ def _no_search_for_cycles() -> Iterator[None]:
         if searched:
             gc.enable()
 
+# %% ../../nbs/data/10_loading.ipynb #cccbf48a
+def _loaded(name: str, options: LoadOptions) -> LoadedData:
+    "As `_load` does it, and without stops to look for cycles."
+    with _no_search_for_cycles():
+        return _load(name, options)
+
 # %% ../../nbs/data/10_loading.ipynb #ed03701e
 def load_data(
     name: str, # A name in DATASETS, the path of a file or folder of rows, or `hub:<id>`
@@ -108,14 +114,14 @@ def load_data(
 ) -> LoadedData: # examples (DatasetDict), report (DataReport), spec (Dataset)
     "Load a dataset into train, valid and test; raises `DataError` for missing files, wrong columns or no usable row."
     check_choice("label_source", label_source, LABEL_SOURCES, DataError)
-    options = LoadOptions(data_root=data_root, label_source=label_source, train_split=train_split or "train",
-        augment=augment, seed=seed, max_train=max_train, max_valid=max_valid, max_test=max_test, recipe=recipe,
-        columns=columns or {}, input_template=input_template, extractor=extractor, explanations=explanations,
-        label_kind=label_kind, label_form=label_form, label_words=label_words, valid_fraction=valid_fraction,
-        test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps, demo_difficulty=demo_difficulty,
-        demo_slips=demo_slips, demo_fewest=demo_fewest, demo_distractors=demo_distractors, demo_stated=demo_stated,
-        demo_seed=demo_seed)
-    with _no_search_for_cycles(): return _load(name, options)
+    options = LoadOptions(
+        data_root=data_root, label_source=label_source, train_split=train_split or "train", augment=augment, seed=seed,
+        max_train=max_train, max_valid=max_valid, max_test=max_test, recipe=recipe, columns=columns or {},
+        input_template=input_template, extractor=extractor, explanations=explanations, label_kind=label_kind,
+        label_form=label_form, label_words=label_words, valid_fraction=valid_fraction, test_fraction=test_fraction,
+        demo_size=demo_size, demo_steps=demo_steps, demo_difficulty=demo_difficulty, demo_slips=demo_slips,
+        demo_fewest=demo_fewest, demo_distractors=demo_distractors, demo_stated=demo_stated, demo_seed=demo_seed)
+    return _loaded(name, options)
 
 # %% ../../nbs/data/10_loading.ipynb #4098a518
 def dataset_name(
