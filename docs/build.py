@@ -379,7 +379,8 @@ def command_line() -> str:
     return "\n".join(lines) + "\n"
 
 TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "which_student", "new_critic_or_objective",
-             "mi_estimators", "demo_methods", "many_machines", "reading_a_run", "sharing_a_student")
+             "mi_estimators", "the_papers_term", "term_study", "demo_methods", "many_machines", "reading_a_run",
+             "sharing_a_student")
 EXPERIMENTS = ("demo", "svamp", "cqa", "anli1", "esnli", "compare")
 
 def write_source(target: Path, run: bool, jobs: int) -> None:

@@ -23,6 +23,7 @@ from ..students.student import Student
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
 from .objectives import Objective, feature_terms, get_objective
+from .papers_term import GRADIENT_SHARE, gradient_share, term_figures
 from .run_config import RunConfig
 from .shares import ALONE, BatchShare, all_rows
 from .variational import Bottleneck, VariationalObjective
@@ -72,6 +73,25 @@ def _other_terms(module: "CotModule", predict: TaskPass, explain: TaskPass | Non
         terms["bottleneck"] = predict.kl * share.factor
     return terms, estimates
 
+# %% ../../nbs/training/05a_step.ipynb #8b478e1d
+def _term_figures(module: "CotModule", terms: VocabularyTerms, explain: TaskPass) -> dict[str, Tensor]:
+    "What of the paper's term moves in a batch."
+    if terms.z is None or terms.v is None:
+        return {}
+    padded = module.term is not None and module.term.padded
+    positions = torch.tensor(explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
+    return term_figures(terms.z.float(), terms.v.float(), positions, module.asked.tokenizer.eos_token_id)
+
+def _gradient_figures(module: "CotModule", predict: TaskPass, explain: TaskPass,
+                      config: RunConfig) -> dict[str, Tensor]:
+    "What the gradient of the paper's term weighs in a batch."
+    if module.term is None or module.term.pool is None:
+        return {}
+    share = gradient_share(
+        (predict.hidden, predict.labels), (explain.hidden, explain.labels), module.family.head(module.student),
+        module.term.pool, config.mi_gradient, term_weights(config.alpha, config.beta))
+    return {GRADIENT_SHARE: share}
+
 # %% ../../nbs/training/05a_step.ipynb #00a2e944
 def _counted(share: BatchShare) -> dict[str, float]:
     "What the terms over the vocabulary count by: sums of tokens, and the mean over own rows of the paper's term."
@@ -86,6 +106,7 @@ def step_losses(
     items: Mapping[str, Any] | None = None, # Target tokens of the whole optimiser step, by task
     shares: int = 1, # Forward passes of the optimiser step: a batch mean counts one share
     share: BatchShare = ALONE, # Which rows of the batch these passes are of
+    measured: bool = False, # Whether the gradient of the paper's term is measured
 ) -> tuple[Tensor, dict[str, Tensor]]: # The loss to minimise, and its parts by name without graph
     "All losses of one forward pass; their average over processes is that of the whole batch."
     weights = term_weights(config.alpha, config.beta, config.gamma, explain is not None, shares)
@@ -98,6 +119,10 @@ def step_losses(
     parts = {f"loss/{name}": term for name, term in own.items() if name != "mi"}
     means = {f"loss/{name}": term for name, term in {**own, **others}.items()
              if name in ("mi", "bottleneck")} | estimates
+    if explain is not None and over_words.z is not None:
+        figures = _term_figures(module, over_words, explain)
+        figures |= _gradient_figures(module, predict, explain, config) if measured else {}
+        means |= {name: figure * share.factor for name, figure in figures.items()}
     return total, parts | {name: value.detach() / shares for name, value in means.items()}
 
 # %% ../../nbs/training/05a_step.ipynb #e7976935
@@ -147,11 +172,11 @@ class CotModule(nn.Module):
         return self.family.forward_tasks(self.student, batch, self.bottleneck, padded)
 
     def forward(self, items: Mapping[str, Any] | None = None, shares: int = 1, share: BatchShare = ALONE,
-                **batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+                measured: bool = False, **batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         "Both passes and all their losses, so that what wraps the module sees every parameter used within."
         predict, explain = self.passes(**batch)
         with torch.autocast(predict.hidden.device.type, enabled=False): # only the head's products are narrow again
-            return self.losses(self, predict, explain, self.run_config, items, shares, share)
+            return self.losses(self, predict, explain, self.run_config, items, shares, share, measured)
 
 # %% ../../nbs/training/05a_step.ipynb #62877fa7
 def _target_tokens(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -175,7 +200,7 @@ class TermSums:
     "Loss terms summed since the last line of the log."
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
-        self.steps = 0.0
+        self.steps: dict[str, float] = {} # those that had the term
 
     def add(self,
         parts: Mapping[str, Tensor], # Scalars by name, without graph
@@ -184,14 +209,14 @@ class TermSums:
         "Add the parts of a forward pass that is one of `shares` of its step."
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1 / shares
+            self.steps[name] = self.steps.get(name, 0.0) + 1 / shares
 
     def take(self,
         gather: Callable[[Tensor], Any], # Puts the values of all processes together
     ) -> dict[str, float]: # Term to mean
-        "The mean of each term over steps and processes; starts anew."
-        means = {name: gather(value.reshape(1)).mean().item() / self.steps for name, value in self.sums.items()}
-        self.sums, self.steps = {}, 0.0
+        "The mean of each term over the steps that had it, and over processes; starts anew."
+        means = {name: gather(value.reshape(1)).mean().item() / self.steps[name] for name, value in self.sums.items()}
+        self.sums, self.steps = {}, {}
         return means
 
     def to_dict(self,
@@ -207,7 +232,8 @@ class TermSums:
     ):
         "Go on from what a checkpoint kept."
         self.sums = {name: torch.tensor(value, device=device) for name, value in kept["sums"].items()}
-        self.steps = kept["steps"]
+        steps = kept["steps"] # one number in earlier versions
+        self.steps = dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(self.sums, steps)
 
 # %% ../../nbs/training/05a_step.ipynb #1b9b39f9
 def add_companions(
