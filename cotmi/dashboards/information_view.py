@@ -14,12 +14,10 @@ import ipywidgets as widgets
 import pandas as pd
 
 from ..core import CotmiError
-from .curves import mi_curve
 from .figures import PALETTE
 from .intervals import forest
 from .layout import card, side, stack, toolbar
 from .markup import bullets, esc, missing, quiet, remark
-from .training_view import ceilings_of
 from .view import View
 from .words import rounded_text
 
@@ -42,11 +40,36 @@ def diagnostics_text(
 # %% ../../nbs/dashboards/15_information_view.ipynb #3d6c4904
 _SAID = (("lower", "I(Z;V) itself at least {} nats, with 95 % confidence"),
          ("p_value", "p = {} against shuffled pairs"), ("null_high", "95 of 100 shuffles read less than {} nats"),
-         ("detectable", "so many pairs tell about {} nats from none")) # of an estimate; older runs have none of them
+         ("detectable", "so many pairs tell about {} nats from none"),
+         ("ceiling", "the bound cannot exceed {} nats")) # of an estimate; older runs have none of the first four
 
 def _evidence(e: Mapping[str, Any]) -> list[str]:
     "What an estimate says of the information itself, beside the interval of its bound."
     return [words.format(rounded_text(e[key])) for key, words in _SAID if isinstance(e.get(key), int | float)]
+
+# %% ../../nbs/dashboards/15_information_view.ipynb #c0bd96f5
+_TWINS = {"gaussian": "Gaussian closed form", "upper_twin": "CLUB, an upper bound", "ksg": "nearest neighbours (KSG)"}
+
+def _twins(e: Mapping[str, Any]) -> dict[str, float]:
+    "Other readings of the same pairs, without the one that the estimate is itself."
+    known = e.get("diagnostics") or {}
+    return {name: float(known[key]) for key, name in _TWINS.items()
+            if isinstance(known.get(key), int | float) and key != e.get("bound")}
+
+def _nature(e: Mapping[str, Any]) -> tuple[str, str]:
+    "Title and direction of the bound of an estimate; its name and neither for one that is not known."
+    from cotmi.information.bounds import BOUNDS  # torch
+
+    told, bound = e.get("diagnostics") or {}, BOUNDS.get(str(e.get("bound")))
+    title, side = (bound.title, bound.direction) if bound else (str(e.get("bound", "?")), "neither")
+    return str(told.get("title", title)), str(told.get("direction", side))
+
+def _critic(e: Mapping[str, Any]) -> str:
+    "The critic of an estimate; empty where the bound has its own."
+    from cotmi.information.bounds import BOUNDS  # torch
+
+    bound = BOUNDS.get(str(e.get("bound")))
+    return "" if bound and bound.critic else f" · {e.get('critic', '?')}"
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #abb229f4
 def _estimate_row(e: Mapping[str, Any], hollow: bool) -> dict | None:
@@ -57,9 +80,11 @@ def _estimate_row(e: Mapping[str, Any], hollow: bool) -> dict | None:
         return None
     again = " · re-estimated" if hollow else ""
     notes, measured = diagnostics_text(e.get("diagnostics") or {})
-    return {"label": f"{e.get('bound', '?')} · {e.get('critic', '?')}{again}", "value": value, "low": low, "high": high,
-            "mark": e.get("ceiling"), "hollow": hollow, "colour": PALETTE["purple"], "note": " ".join(notes),
-            "notes": notes, "measured": "; ".join(filter(None, (*_evidence(e), measured)))}
+    title, direction = _nature(e)
+    return {"label": f"{title}{_critic(e)}{again}", "value": value, "low": low, "high": high,
+            "mark": e.get("null_high"), "hollow": hollow, "colour": PALETTE["purple"], "note": " ".join(notes),
+            "direction": direction, "twins": _twins(e), "notes": notes,
+            "measured": "; ".join(filter(None, (*_evidence(e), measured)))}
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #bd6e0843
 def _diagnostics_html(rows: list[dict]) -> str:
@@ -158,9 +183,9 @@ class InformationView(View):
 
     def build(self) -> widgets.Widget:
         self.again: list[dict] = [] # what was estimated here
-        self.forest, self.curve, self.words = self.dash.plot(), self.dash.plot(), widgets.HTML()
+        self.forest, self.words = self.dash.plot(), widgets.HTML()
         self.reestimate = _Reestimate(self.dash, self.keep)
-        return side(stack(card(self.forest), self.reestimate.build(), card(self.curve)), card(self.words))
+        return side(stack(card(self.forest), self.reestimate.build()), card(self.words))
 
     def keep(
         self,
@@ -175,10 +200,9 @@ class InformationView(View):
         stored = [e for e in run.mi.get("estimates") or [] if isinstance(e, dict)]
         rows = [row for made, hollow in ((stored, False), (self.again, True)) for e in made
                 if (row := _estimate_row(e, hollow))]
-        self.forest.figure = forest(pd.DataFrame(rows), "Held-out estimates of I(Z;V)", "estimate (nats)", reason=
-                                    "There is no mi.json with estimates in this run. Where features were saved, "
-                                    "estimate below.")
+        self.forest.figure = forest(pd.DataFrame(rows), "Held-out estimates of I(Z;V)", "estimate (nats)", zero=True,
+                                    mark="95 % of shuffles stay below", reason="There is no mi.json with estimates in "
+                                    "this run. Where features were saved, estimate below.")
         left_out = bullets(run.mi.get("notes") or [])
         self.words.value = _diagnostics_html(rows) + (f"<h3>Left out</h3>{left_out}" if left_out else "")
-        self.curve.figure = mi_curve(run.history, 0.6, ceilings_of(run))
         self.reestimate.refresh()

@@ -20,6 +20,7 @@ from .data_view import DataView
 from .examples import examples_of
 from .information_view import InformationView
 from .layout import card
+from .mi_story_view import MIStoryView
 from .pairs_view import PairsView
 from .rationales_view import RationalesView
 from .run_header import header_html
@@ -31,7 +32,7 @@ from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #823ff51a
 RUN_VIEWS: dict[str, type[View]] = {view.title: view for view in (
-    TrainingView, InformationView, PairsView, RationalesView, CalibrationView, DataView, SetupView)}
+    TrainingView, MIStoryView, InformationView, PairsView, RationalesView, CalibrationView, DataView, SetupView)}
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #dca2d898
 def _prepare(dash: "RunDashboard") -> None:
