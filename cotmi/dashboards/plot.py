@@ -69,10 +69,12 @@ class Plot(anywidget.AnyWidget):
         on_click: Callable[[dict], None] | None = None, # Called with a message whose `custom` is a clicked point's data
         on_drawn: Callable[[], None] | None = None, # Called when a page has drawn it for the first time
         theme: str = "auto", # auto, light or dark
+        on_select: Callable[[list], None] | None = None, # Called with the data of the points within a lasso
     ):
         self.source, self._last = _plotly_source(), figure
         super().__init__(_figure=_figure_json(figure) if figure else "", _templates=_template_json(), theme=theme)
-        self._actions = {"click": on_click, "drawn": on_drawn and (lambda _: on_drawn())}
+        self._actions = {"click": on_click, "drawn": on_drawn and (lambda _: on_drawn()),
+                         "select": on_select and (lambda message: on_select(list(message.get("customs") or [])))}
         self.on_msg(lambda _, message, __: (self._actions.get(message.get("event")) or (lambda _: None))(message))
 
     @property

@@ -18,6 +18,7 @@ from .layout import Pages, card, toolbar
 from .look import LOOKS, board, is_served, set_theme
 from .markup import esc, missing
 from .plot import Plot
+from .slices import Selection
 
 # %% ../../nbs/dashboards/13_view.ipynb #299568f6
 class View(ABC):
@@ -43,6 +44,12 @@ class View(ABC):
         identity: str | None, # id of the chosen example; None before a choice
     ) -> None:
         "Follow the choice of an example."
+
+    def selected( # noqa: B027 - as above
+        self,
+        selection: Selection | None, # The selected examples; None where nothing is selected
+    ) -> None:
+        "Follow the selection of examples."
 
 # %% ../../nbs/dashboards/13_view.ipynb #a74e838e
 def watch(
@@ -120,6 +127,7 @@ class Dashboard(widgets.VBox):
         self.plots: list[Plot] = []
         self.views: dict[str, View] = {} # those that have been opened
         self.chosen: str | None = None # id of the chosen example
+        self.selection: Selection | None = None # the selected examples
         self.state = widgets.HTML() # what a reader should know of the dashboard itself
         self.theme = widgets.ToggleButtons(options=LOOKS, value=theme, tooltips=["The page's theme", "Light", "Dark"])
         super().__init__()
@@ -130,9 +138,10 @@ class Dashboard(widgets.VBox):
         self.children = board(parts)
         set_theme(self, str(self.theme.value), self.plots)
 
-    def plot(self, on_click: Callable[[dict], None] | None = None) -> Plot:
-        "A plot that follows the theme; `on_click` takes a message whose `custom` is a clicked point's data."
-        self.plots.append(Plot(None, on_click, self.was_drawn, str(self.theme.value)))
+    def plot(self, on_click: Callable[[dict], None] | None = None,
+             on_select: Callable[[list], None] | None = None) -> Plot:
+        "A plot that follows the theme; what the two are called with, `Plot` says."
+        self.plots.append(Plot(None, on_click, self.was_drawn, str(self.theme.value), on_select))
         return self.plots[-1]
 
     def story(self) -> str:
@@ -153,6 +162,13 @@ class Dashboard(widgets.VBox):
             self.chosen = identity
             for view in self.views.values():
                 view.chose(identity)
+
+    def select(self, identities: Iterable[str], why: str = "") -> None:
+        "Select examples in every view; none for all of them."
+        ids = frozenset(map(str, identities))
+        self.selection = Selection(ids, why) if ids else None
+        for view in self.views.values():
+            view.selected(self.selection)
 
 # %% ../../nbs/dashboards/13_view.ipynb #e0b14c69
 def view_alone(
