@@ -24,6 +24,7 @@ from .mi_story_view import MIStoryView
 from .pairs_view import PairsView
 from .rationales_view import RationalesView
 from .run_header import header_html
+from .selection_bar import SelectionBar
 from .setup_view import SetupView
 from .story import story_html
 from .training_view import TrainingView
@@ -120,13 +121,20 @@ class RunDashboard(Dashboard):
         self.update, self.follow = _reading_controls(self)
         controls = self.state, self.follow, self.update, self.theme
         self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)
-        self.put(card(self.header), self.pages)
+        self.bar = SelectionBar(self)
+        self.put(card(self.header), self.bar.box, self.pages)
+        self.bar.follow()
         self.follow.value = self.run.status == "running" if follow is None else follow
 
     @property
     def examples(self) -> pd.DataFrame:
         "The test examples, as `examples_of` gives them; read when first asked for."
         return _read_once(self)
+
+    def select(self, identities: Iterable[str], why: str = "") -> None:
+        "Select examples in every view; none for all of them."
+        super().select(identities, why)
+        self.bar.follow()
 
     def story(self) -> str: return story_html(self.run)
     def refresh(self, always: bool = False) -> bool:

@@ -107,7 +107,8 @@ def _tsne(cloud: np.ndarray, seed: int) -> np.ndarray:
 
 def _umap(cloud: np.ndarray, seed: int) -> np.ndarray:
     "UMAP in two dimensions."
-    umap = require("umap", "maps", "A map by UMAP") # takes seconds to import
+    require("umap", "maps", "A map by UMAP")
+    import umap  # takes seconds to import
 
     return np.asarray(umap.UMAP(random_state=seed, n_neighbors=min(15, len(cloud) - 1)).fit_transform(cloud))
 
