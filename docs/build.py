@@ -379,7 +379,7 @@ def command_line() -> str:
     return "\n".join(lines) + "\n"
 
 TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "new_critic_or_objective", "mi_estimators",
-             "demo_methods", "reading_a_run", "sharing_a_student")
+             "the_papers_term", "term_study", "demo_methods", "reading_a_run", "sharing_a_student")
 EXPERIMENTS = ("demo", "svamp", "cqa", "anli1", "esnli", "compare")
 
 def write_source(target: Path, run: bool, jobs: int) -> None:

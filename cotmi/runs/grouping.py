@@ -21,8 +21,8 @@ from .run_folder import Run, has_objective
 from ..students.methods import METHODS
 
 # %% ../../nbs/runs/11_grouping.ipynb #35bc2cfa
-_SHAPELESS = {"seed", "dataset", "eval_batch_size", "estimate_mi", "mi_pairs", "mi_bounds", "report_to",
-              "torch_compile", "logging_steps"} # what does not shape a student, or is handled apart
+_SHAPELESS = {"seed", "dataset", "eval_batch_size", "estimate_mi", "mi_pairs", "valid_mi_pairs", "mi_bounds",
+              "report_to", "torch_compile", "logging_steps"} # what does not shape a student, or is handled apart
 _OF_OBJECTIVE = {"objective", "beta", "features", "mi_gradient", "critic", "critic_hidden", "critic_embedding",
                  "critic_learning_rate", "smile_tau"} # what a method without an objective does not look at
 

@@ -187,9 +187,10 @@ _AT_LEAST: dict[str, int] = {name: 1 for name in (
     "max_input_length", "max_target_length", "generation_max_length", "label_max_length", "rationale_max_length",
     "critic_hidden", "critic_embedding",
     "max_train_examples", "max_valid_examples", "max_test_examples", "tokens_per_batch", "patience",
-    "demo_steps", "demo_difficulty", "mi_pairs")} | {name: 0 for name in (
+    "demo_steps", "demo_fewest", "demo_difficulty", "mi_pairs")} | {name: 0 for name in (
     "alpha", "beta", "gamma", "warmup_steps", "weight_decay", "seed", "split_seed", "demo_seed", "demo_slips",
-    "valid_fraction", "test_fraction")} | {"demo_size": 30}
+    "demo_distractors", "demo_stated",
+    "valid_fraction", "test_fraction", "valid_mi_pairs")} | {"demo_size": 30}
 _BELOW_ONE = ("dropout", "valid_fraction", "test_fraction")
 _ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "max_grad_norm", "smile_tau")
 
@@ -199,10 +200,11 @@ _AT_MOST: dict[str, float] = {name: limit for limit, names in (
     (2**31 - 1, ("max_steps", "eval_steps", "logging_steps", "warmup_steps", "patience", "max_train_examples",
                  "max_valid_examples", "max_test_examples", "tokens_per_batch")),
     (1_000_000, ("max_input_length", "max_target_length", "generation_max_length", "label_max_length",
-                 "rationale_max_length", "mi_pairs", "demo_size")),
+                 "rationale_max_length", "mi_pairs", "valid_mi_pairs", "demo_size")),
     (100_000, ("batch_size", "eval_batch_size", "gradient_accumulation_steps")),
     (65_536, ("critic_hidden", "critic_embedding")),
-    (6, ("demo_steps",)), (3, ("demo_difficulty",)), (1, ("demo_slips", "alpha")),
+    (6, ("demo_steps", "demo_fewest")), (3, ("demo_difficulty",)),
+    (1, ("demo_slips", "demo_distractors", "demo_stated", "alpha")),
 ) for name in names}
 
 # %% ../../nbs/training/04_run_config.ipynb #38f2fe2d
@@ -259,7 +261,8 @@ def _data_options(config: "RunConfig", data_root: str | Path | None = None) -> d
         label_words=config.label_words, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
         max_train=config.max_train_examples, max_valid=config.max_valid_examples, max_test=config.max_test_examples,
         demo_size=config.demo_size, demo_steps=config.demo_steps, demo_difficulty=config.demo_difficulty,
-        demo_slips=config.demo_slips, demo_seed=config.demo_seed)
+        demo_slips=config.demo_slips, demo_fewest=config.demo_fewest, demo_distractors=config.demo_distractors,
+        demo_stated=config.demo_stated, demo_seed=config.demo_seed)
 
 def data_identity(
     config: "RunConfig", # Says which data
@@ -341,9 +344,12 @@ class RunConfig:
     max_test_examples: int | None = _set(None, "Subsample of test, always the same; all if None.")
     split_seed: int = _set(0, "Seed of splits and subsamples, apart from the run's own seed.")
     demo_size: int = _set(4000, "Demo: stories in all, before the split (our choice).")
-    demo_steps: int = _set(2, "Demo: steps of a story, 1 to 6 (our choice).")
-    demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones and bystanders; 3 doubling too (our choice).")
+    demo_steps: int = _set(3, "Demo: steps of a story at the most, 1 to 6 (our choice).")
+    demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones; 3 doubling too (our choice).")
     demo_slips: float = _set(0.0, "Demo: share of teacher rationales with one wrong step (our choice).")
+    demo_fewest: int = _set(1, "Demo: steps of a story at the least (our choice).")
+    demo_distractors: float = _set(0.25, "Demo: share of stories with a number of no use (our choice).")
+    demo_stated: float = _set(1.0, "Demo: share of rationales that state their result (our choice).")
     demo_seed: int = _set(0, "Demo: seed of the stories, apart from the run's own seed.")
     # Method
     method: str = _set("mi", "finetune, single_task, dss (Hsieh et al. 2023) or mi (Chen et al. 2024).", _methods)
@@ -396,6 +402,7 @@ class RunConfig:
                           several=True)
     # Evaluation
     eval_batch_size: int = _set(64, "Examples a batch of generation (our choice).")
+    valid_mi_pairs: int = _set(300, "Pairs of valid on which I(Z;V) is read at each evaluation; 0: none (our choice).")
     estimate_mi: bool = _set(True, "Estimate I(Z;V) and correlations on test after training (our choice).")
     mi_pairs: int = _set(1000, "Pairs of test examples kept and estimated on, at the most (our choice).")
     mi_bounds: str = _set("infonce,smile,gaussian", "Bounds estimated after training (our choice).", _bounds, own=True,

@@ -22,6 +22,7 @@ from ..students.student import Student
 from .fused_linear_loss import pooled_probabilities, vocabulary_pass
 from .losses import VocabularyTerms, combine, term_weights
 from .objectives import Objective, feature_terms, get_objective
+from .papers_term import GRADIENT_SHARE, gradient_share, term_figures
 from .run_config import RunConfig
 from .variational import Bottleneck, VariationalObjective
 
@@ -102,6 +103,24 @@ def _other_terms(module: CotModule, predict: TaskPass, explain: TaskPass | None,
         terms["bottleneck"] = predict.kl
     return terms, estimates
 
+# %% ../../nbs/training/05a_step.ipynb #8b478e1d
+def _term_figures(module: CotModule, terms: VocabularyTerms, explain: TaskPass) -> dict[str, Tensor]:
+    "What of the paper's term moves in a batch."
+    if terms.z is None or terms.v is None:
+        return {}
+    padded = module.term is not None and module.term.padded
+    positions = torch.tensor(explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
+    return term_figures(terms.z.float(), terms.v.float(), positions, module.asked.tokenizer.eos_token_id)
+
+def _gradient_figures(module: CotModule, predict: TaskPass, explain: TaskPass, config: RunConfig) -> dict[str, Tensor]:
+    "What the gradient of the paper's term weighs in a batch."
+    if module.term is None or module.term.pool is None:
+        return {}
+    share = gradient_share(
+        (predict.hidden, predict.labels), (explain.hidden, explain.labels), module.family.head(module.student),
+        module.term.pool, config.mi_gradient, term_weights(config.alpha, config.beta))
+    return {GRADIENT_SHARE: share}
+
 # %% ../../nbs/training/05a_step.ipynb #00a2e944
 def step_losses(
     module: CotModule, # What is trained
@@ -110,6 +129,7 @@ def step_losses(
     config: RunConfig, # Method, objective and weights
     items: Mapping[str, Any] | None = None, # Target tokens of the whole optimiser step, by task
     shares: int = 1, # Forward passes of the optimiser step: a batch mean counts one share
+    measured: bool = False, # Whether the gradient of the paper's term is measured
 ) -> tuple[Tensor, dict[str, Tensor]]: # The loss to minimise, and its parts by name without graph
     "All losses of one forward pass."
     weights = term_weights(config.alpha, config.beta, config.gamma, explain is not None, shares)
@@ -119,6 +139,9 @@ def step_losses(
     parts = {f"loss/{name}": term for name, term in over_words.losses.items() if name != "mi"}
     means = {f"loss/{name}": term for name, term in {**over_words.losses, **others}.items()
              if name in ("mi", "bottleneck")} | estimates
+    if explain is not None and over_words.z is not None:
+        means |= _term_figures(module, over_words, explain)
+        means |= _gradient_figures(module, predict, explain, config) if measured else {}
     return total, parts | {name: value.detach() / shares for name, value in means.items()}
 
 # %% ../../nbs/training/05a_step.ipynb #62877fa7
@@ -145,7 +168,7 @@ class TermSums:
     "Loss terms summed since the last line of the log."
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
-        self.steps = 0.0
+        self.steps: dict[str, float] = {} # those that had the term
 
     def add(self,
         parts: Mapping[str, Tensor], # Scalars by name, without graph
@@ -154,14 +177,14 @@ class TermSums:
         "Add the parts of a forward pass that is one of `shares` of its step."
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1 / shares
+            self.steps[name] = self.steps.get(name, 0.0) + 1 / shares
 
     def take(self,
         gather: Callable[[Tensor], Any], # Puts the values of all processes together
     ) -> dict[str, float]: # Term to mean
-        "The mean of each term over steps and processes; starts anew."
-        means = {name: gather(value.reshape(1)).mean().item() / self.steps for name, value in self.sums.items()}
-        self.sums, self.steps = {}, 0.0
+        "The mean of each term over the steps that had it, and over processes; starts anew."
+        means = {name: gather(value.reshape(1)).mean().item() / self.steps[name] for name, value in self.sums.items()}
+        self.sums, self.steps = {}, {}
         return means
 
     def to_dict(self,
@@ -177,7 +200,8 @@ class TermSums:
     ):
         "Go on from what a checkpoint kept."
         self.sums = {name: torch.tensor(value, device=device) for name, value in kept["sums"].items()}
-        self.steps = kept["steps"]
+        steps = kept["steps"] # one number in earlier versions
+        self.steps = dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(self.sums, steps)
 
 # %% ../../nbs/training/05a_step.ipynb #1b9b39f9
 def add_companions(

@@ -56,11 +56,13 @@ from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
 from .fused_linear_loss import vocabulary_pass
 from .losses import term_weights
+from .papers_term import GRADIENT_EVERY
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .selection import SELECTIONS, Selection, best_evaluation
 from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items, step_losses
 from .trackers import TRACKERS, tracker_names, tracking
+from .valid_information import valid_information, watched_pairs
 
 # %% ../../nbs/training/06_trainer.ipynb #0e6d94a6
 def _stop_at(what: str, step: int, config: RunConfig, checkpoint: Path | None) -> TrainingError:
@@ -112,6 +114,7 @@ class WatchedSplit:
     rows: Sequence[dict[str, list[int]]] = () # Tokenised rows that the loss is taken over; none for no loss
     explain_ids: Sequence[list[int]] = () # Token ids of the rationale task's inputs, where rationales are measured
     rationales: Sequence[str] = () # The teacher's rationales, where rationales are measured
+    pairs: Dataset | None = None # Rows on which the information of Z and V is watched; None for none
 
     def accuracy(self,
         answers: Sequence[str], # What the student wrote, in the order of the inputs
@@ -136,7 +139,7 @@ def _with_selection(split: WatchedSplit, tokens: Dataset, rationales: Sequence[s
         rows = rows.select([len(rows) * i // LOSS_EXAMPLES for i in range(LOSS_EXAMPLES)])
     asked = {"explain_ids": list(tokens["explain_input_ids"]),
              "rationales": [text or "" for text in rationales]} if selection.rationales else {}
-    return replace(split, rows=rows.to_list(), **asked)
+    return replace(split, rows=rows.to_list(), pairs=watched_pairs(tokens, config.valid_mi_pairs), **asked)
 
 # %% ../../nbs/training/06_trainer.ipynb #dc408321
 def watched_splits(
@@ -210,6 +213,8 @@ def _split_figures(trainer: "CotTrainer", split: WatchedSplit) -> dict[str, floa
         written = ([split.method.split(answer)[0] or "" for answer in answers] if split.method.joined_target
                    else _answers(asked, split.explain_ids, lengths.rationale, config, accelerator))
         figures["rationale_rouge_l"] = _rouge_l(written, split.rationales)
+    if split.pairs is not None: # every process reads the same, and none waits for another
+        figures |= valid_information(asked, split.pairs, config)
     return figures
 
 # %% ../../nbs/training/06_trainer.ipynb #7ab328c1
@@ -329,7 +334,8 @@ class CotTrainer(_CheckpointedTrainer):
         super().__init__(*given, callbacks=list(callbacks))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
         shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
-        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
+        measured = self.state.global_step % GRADIENT_EVERY == 0
+        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares, measured)
         self.terms.add({"loss": loss.detach(), **parts}, shares)
         self.route = self.route or _route_of(self.module, self.args)
         return (loss, {}) if return_outputs else loss
