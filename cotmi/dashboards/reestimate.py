@@ -40,12 +40,13 @@ def estimated(
     features: Mapping[str, Any], # As `Run.features`: z [n, Dz] and v [n, Dv]
     options: Mapping[str, Any], # Arguments of `estimate_mi`: bound, critic, seed, steps, components
     progress: Callable[[int, int], bool], # Called with (done, total); False cancels
+    should_stop: Callable[[], bool] | None = None, # Asked before each step of a critic; True cancels
 ) -> tuple[dict[str, Any], str]: # The estimate as plain values, empty where there is none, and a sentence on it
     "An estimate and a sentence on it; no estimate where it fails or is cancelled."
     from cotmi.information.estimate import estimate_mi  # torch
 
     try:
-        made = estimate_mi(features["z"], features["v"], progress=progress, **options)
+        made = estimate_mi(features["z"], features["v"], progress=progress, should_stop=should_stop, **options)
     except (CotmiError, ArithmeticError, RuntimeError, ValueError) as fault:
         return {}, f"No estimate: {fault}"
     said = f"{options['bound']} with the {made.critic} critic: {made.value:.3f} nats [{made.low:.3f}, {made.high:.3f}]."
@@ -115,7 +116,7 @@ class _Work:
 # %% ../../nbs/dashboards/14b_reestimate.ipynb #ea70a057
 def _estimate(work: _Work, features: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     "What the thread does; what was cancelled is dropped."
-    made, text = estimated(features, options, work.progress)
+    made, text = estimated(features, options, work.progress, work.stop.is_set)
     if not work.stop.is_set():
         _end(work.card, text, made)
 

@@ -19,11 +19,11 @@ from .calibration_view import CalibrationView
 from .data_view import DataView
 from .examples import examples_of
 from .information_view import InformationView
-from .layout import card
+from .layout import Fold, card
 from .mi_story_view import MIStoryView
 from .pairs_view import PairsView
 from .rationales_view import RationalesView
-from .run_header import header_html
+from .run_header import header_html, header_line
 from .selection_bar import SelectionBar
 from .setup_view import SetupView
 from .story import story_html
@@ -92,7 +92,7 @@ def _refresh(dash: "RunDashboard", always: bool) -> bool:
         changed = dash.run.refresh()
         if changed or always:
             dash._examples = None
-            dash.header.value = header_html(dash.run)
+            dash.header.summary, dash.header.value = header_line(dash.run), header_html(dash.run)
             dash.refresh_views()
         return changed
 
@@ -117,7 +117,7 @@ class RunDashboard(Dashboard):
         self.run = newest_run() if run is None else run if isinstance(run, Run) else Run(run)
         super().__init__(theme)
         self._examples: pd.DataFrame | None = None
-        self.header = widgets.HTML(header_html(self.run))
+        self.header = Fold(summary=header_line(self.run), value=header_html(self.run))
         self.update, self.follow = _reading_controls(self)
         controls = self.state, self.follow, self.update, self.theme
         self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)
