@@ -7,7 +7,10 @@ export default { render({ model, el }) {
   const remembered = () => { try { return localStorage.getItem(place()); } catch { return null; } }; // may be forbidden
   fold.open = remembered() !== '1';
   fold.ontoggle = () => { try { localStorage.setItem(place(), fold.open ? '0' : '1'); } catch { /* not remembered */ } };
-  const draw = () => { line.innerHTML = model.get('summary'); body.innerHTML = model.get('value'); };
+  const draw = () => {
+    line.innerHTML = `<span class="shut">${model.get('summary')}</span><span class="open">Fold the head away</span>`;
+    body.innerHTML = model.get('value');
+  };
   draw(); model.on('change:value', draw); model.on('change:summary', draw);
   return () => { model.off('change:value', draw); model.off('change:summary', draw); };
 } }

@@ -47,7 +47,8 @@ class _Panel(widgets.VBox):
         "Show the history that the trainer has written so far."
         self.run.refresh()
         history, self.shown = self.run.history, time.monotonic()
-        figures = (loss_curves(history, 0.6, weights=weights_of(self.run)), accuracy_curve(history), mi_curve(history, 0.6),
+        losses = loss_curves(history, 0.6, weights=weights_of(self.run))
+        figures = (losses, accuracy_curve(history), mi_curve(history, 0.6),
                    series(history, "examples_per_second", "Throughput", "examples per second"))
         for plot, figure in zip(self.plots, figures, strict=True):
             plot.figure = figure

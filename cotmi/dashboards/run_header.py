@@ -111,7 +111,8 @@ def header_html(
     "The head of a dashboard: story, status, tiles, accuracy in context, problems."
     tiles = "".join(f'<div class="cotmi-tile"><b>{esc(value)}</b><span>{esc(name)}</span><span>{esc(note)}</span></div>'
                     for value, name, note in tiles_of(run))
-    return (f'<div class="cotmi-head"><div><h2>{esc(_heading(run))}</h2><div style="margin:5px 0 4px">{_chips(run)}</div>'
+    return (f'<div class="cotmi-head"><div><h2>{esc(_heading(run))}</h2>'
+            f'<div style="margin:5px 0 4px">{_chips(run)}</div>'
             f'<p>{esc(run_story(run))}</p><div class="cotmi-small cotmi-soft">run '
             f'<code>{esc(run.id)}</code></div></div>'
             f'<div><h3 style="margin-bottom:8px">Test accuracy in context</h3>{_scale(_references(run))}</div></div>'

@@ -55,7 +55,7 @@ def slice_html(
     inside, told = among(examples, selection), information or {}
     rows = [[name, *_figures(examples[part]), told.get(key, "")] for key, name, part in
             (("selected", "selected", inside), ("rest", "the rest", ~inside))]
-    return plain_table(["", "examples", "right", "mean confidence", "too sure by", "Î(Z;V), nats"], rows)
+    return plain_table(["which", "examples", "right", "mean confidence", "too sure by", "Î(Z;V), nats"], rows)
 
 # %% ../../nbs/dashboards/12a_slices.ipynb #66bfe52e
 FEWEST = 40 # pairs a side
