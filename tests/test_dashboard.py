@@ -104,7 +104,7 @@ def test_every_control_changes_its_figure(dash):
     for control, value, plot in (
             (training.smoothing, 0.9, training.losses), (training.log, True, training.losses),
             (of_pairs.method, "principal", pairs.map), (of_pairs.colour, "correct", pairs.map),
-            (of_pairs.colour, "confidence", pairs.map), (of_pairs.lines, False, pairs.map),
+            (of_pairs.colour, "confidence", pairs.map), (of_pairs.lines, True, pairs.map),
             (of_pairs.top, 10, pairs.heat),
             (of_pairs.cluster, False, pairs.heat), (calibration.bins, 6, calibration.reliability),
             (calibration.kind, "mass", calibration.reliability)):

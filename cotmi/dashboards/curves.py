@@ -105,7 +105,7 @@ def loss_curves(
 # %% ../../nbs/dashboards/01_curves.ipynb #b043d37c
 def _accuracy_line(steps: np.ndarray, values: np.ndarray, split: str, name: str = "", **look) -> go.Scatter:
     "Accuracy on a split over the steps."
-    return go.Scatter(x=steps, y=values, name=name or split,
+    return go.Scatter(x=steps, y=values, name=name or f"accuracy on {split}",
                       hovertemplate=f"step %{{x:,}}<br>{split} accuracy %{{y:.1%}}<extra></extra>", **look)
 
 # %% ../../nbs/dashboards/01_curves.ipynb #1b5022e8

@@ -196,6 +196,8 @@ class StudentPlayground(Dashboard):
             self.original, self.answers = rows.iloc[0], None
             self.form.fill(rows.iloc[0])
             self.refresh_all()
+        elif identity.strip():
+            self.state.value = quiet(f"No test example has the id {identity.strip()[:60]!r}: type another, or a text below.")
 
     def refresh_all(self) -> None:
         "Bring the views up to date; what goes wrong is raised."
