@@ -89,7 +89,7 @@ def test_nothing_hostile_is_markup(dash):
 
 
 def test_a_choice_is_shared_by_the_views(dash):
-    dash.views["Z and V"].clicked({"custom": ["test-00007", "…"]})
+    dash.views["Z and V"].map._handle_custom_msg({"event": "click", "custom": ["test-00007", "…"]}, [])
     assert "Example test-00007" in dash.views["Rationales"].detail.value
     assert "Example test-00007" in dash.views["Z and V"].reading.value
     assert dash.views["Rationales"].table.selected == "test-00007"

@@ -209,5 +209,5 @@ def test_files(tmp_path, run):
     figure = calibration_figures.reliability_diagram(run.predictions)
     text = figures.save_figure(figure, tmp_path / "a" / "reliability.html").read_text()
     assert "plotly.js v" in text and "http://" not in text.split("<script", 1)[0]
-    with pytest.raises(ConfigError, match="html, png, svg"):
-        figures.save_figure(figure, tmp_path / "reliability.pdf")
+    with pytest.raises(ConfigError, match="html, pdf, png, svg"):
+        figures.save_figure(figure, tmp_path / "reliability.gif")
