@@ -103,9 +103,23 @@ def _read_once(dash: "RunDashboard") -> pd.DataFrame:
             dash._examples = examples_of(dash.run)
         return dash._examples
 
+# %% ../../nbs/dashboards/22_run_dashboard.ipynb #4ff943ba
+def _put_together(dash: "RunDashboard", views: Iterable[type[View]]) -> None:
+    "Head, selection and tabs, from top to bottom."
+    dash.update, dash.follow = _reading_controls(dash)
+    controls = dash.state, dash.follow, dash.update, dash.theme
+    dash.bar = SelectionBar(dash)
+    dash.pages = pages_of(dash, views, "Views of the run", *controls)
+    dash.put(card(dash.header), dash.bar.box, dash.pages)
+    dash.bar.follow()
+
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
 class RunDashboard(Dashboard):
     "A dashboard over one run folder."
+    bar: SelectionBar # What is selected
+    update: widgets.Button # Reads the folder again
+    follow: widgets.Checkbox # Reads it every two seconds
+
     def __init__(
         self,
         run: Run | str | Path | None = None, # A run or its folder, whole or not; the newest of all if None
@@ -118,12 +132,7 @@ class RunDashboard(Dashboard):
         super().__init__(theme)
         self._examples: pd.DataFrame | None = None
         self.header = Fold(summary=header_line(self.run), value=header_html(self.run))
-        self.update, self.follow = _reading_controls(self)
-        controls = self.state, self.follow, self.update, self.theme
-        self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)
-        self.bar = SelectionBar(self)
-        self.put(card(self.header), self.bar.box, self.pages)
-        self.bar.follow()
+        _put_together(self, RUN_VIEWS.values() if views is None else views)
         self.follow.value = self.run.status == "running" if follow is None else follow
 
     @property
@@ -131,8 +140,7 @@ class RunDashboard(Dashboard):
         "The test examples, as `examples_of` gives them; read when first asked for."
         return _read_once(self)
 
-    def select(self, identities: Iterable[str], why: str = "") -> None:
-        "Select examples in every view; none for all of them."
+    def select(self, identities: Iterable[str], why: str = "") -> None: # in the bar too
         super().select(identities, why)
         self.bar.follow()
 
