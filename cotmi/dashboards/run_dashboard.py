@@ -106,9 +106,7 @@ def _read_once(dash: "RunDashboard") -> pd.DataFrame:
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #4ff943ba
 def _put_together(dash: "RunDashboard", views: Iterable[type[View]]) -> None:
     "Head, selection and tabs, from top to bottom."
-    dash.update, dash.follow = _reading_controls(dash)
     controls = dash.state, dash.follow, dash.update, dash.theme
-    dash.bar = SelectionBar(dash)
     dash.pages = pages_of(dash, views, "Views of the run", *controls)
     dash.put(card(dash.header), dash.bar.box, dash.pages)
     dash.bar.follow()
@@ -116,10 +114,6 @@ def _put_together(dash: "RunDashboard", views: Iterable[type[View]]) -> None:
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
 class RunDashboard(Dashboard):
     "A dashboard over one run folder."
-    bar: SelectionBar # What is selected
-    update: widgets.Button # Reads the folder again
-    follow: widgets.Checkbox # Reads it every two seconds
-
     def __init__(
         self,
         run: Run | str | Path | None = None, # A run or its folder, whole or not; the newest of all if None
@@ -132,18 +126,16 @@ class RunDashboard(Dashboard):
         super().__init__(theme)
         self._examples: pd.DataFrame | None = None
         self.header = Fold(summary=header_line(self.run), value=header_html(self.run))
+        (self.update, self.follow), self.bar = _reading_controls(self), SelectionBar(self)
         _put_together(self, RUN_VIEWS.values() if views is None else views)
         self.follow.value = self.run.status == "running" if follow is None else follow
 
     @property
-    def examples(self) -> pd.DataFrame:
-        "The test examples, as `examples_of` gives them; read when first asked for."
-        return _read_once(self)
-
-    def select(self, identities: Iterable[str], why: str = "") -> None: # in the bar too
+    def examples(self) -> pd.DataFrame: return _read_once(self) # The test examples, read when first asked for
+    def select(self, identities: Iterable[str], why: str = "") -> None:
+        "Select examples in every view and in the bar."
         super().select(identities, why)
         self.bar.follow()
-
     def story(self) -> str: return story_html(self.run)
     def refresh(self, always: bool = False) -> bool:
         "Show what has changed on disk, or all if `always`; filters, tabs and the chosen example stay."
@@ -154,7 +146,6 @@ class RunDashboard(Dashboard):
         if not self._warm:
             self._warm = True
             _start(_prepare, self)
-
     def close(self) -> None:
         "End following and close the widgets."
         self.follower.turn(False)

@@ -37,14 +37,14 @@ def among(
 # %% ../../nbs/dashboards/12a_slices.ipynb #e527d666
 def _figures(part: pd.DataFrame) -> list[str]:
     "Number, accuracy, confidence and their gap, of some examples."
-    judged = part[[x in (True, False) and x is not None for x in part["correct"]]]
-    right, sure = int(sum(bool(x) for x in judged["correct"])), part["confidence"].mean()
-    if not len(judged):
-        return [f"{len(part):,}", "–", number_text(float(sure)), "–"]
+    judged = [bool(x) for x in part["correct"].tolist() if x is True or x is False]
+    right, sure = sum(judged), float(np.mean(part["confidence"].to_numpy(dtype=float))) if len(part) else float("nan")
+    if not judged:
+        return [f"{len(part):,}", "–", number_text(sure), "–"]
     ends = binomtest(right, len(judged)).proportion_ci(method="wilson")
     share = right / len(judged)
-    return [f"{len(part):,}", f"{share:.1%} [{ends.low:.1%}, {ends.high:.1%}]", number_text(float(sure)),
-            number_text(float(sure - share), "+.3f")]
+    return [f"{len(part):,}", f"{share:.1%} [{ends.low:.1%}, {ends.high:.1%}]", number_text(sure),
+            number_text(sure - share, "+.3f")]
 
 def slice_html(
     examples: pd.DataFrame, # As `examples_of` gives them
@@ -53,7 +53,7 @@ def slice_html(
 ) -> str: # HTML
     "How the student does on the selected examples and on the rest."
     inside, told = among(examples, selection), information or {}
-    rows = [[name, *_figures(examples[part]), told.get(key, "")] for key, name, part in
+    rows = [[name, *_figures(examples.loc[part]), told.get(key, "")] for key, name, part in
             (("selected", "selected", inside), ("rest", "the rest", ~inside))]
     return plain_table(["which", "examples", "right", "mean confidence", "too sure by", "Î(Z;V), nats"], rows)
 

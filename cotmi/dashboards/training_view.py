@@ -13,6 +13,7 @@ import pandas as pd
 from .curves import accuracy_curve, loss_curves, mi_curve, series
 from .layout import card, grid, stack, toolbar
 from .view import View, watch
+from ..runs.run_files import number_of
 from ..runs.run_folder import Run
 from ..students.methods import METHODS
 
@@ -41,9 +42,9 @@ def weights_of(
     run: Run, # Any run
 ) -> dict[str, float]: # Term to weight; empty where the configuration does not say
     "What each logged term weighs in the loss of a run."
-    method, names = METHODS.get(str(run.config.get("method"))), ("alpha", "beta", "gamma")
-    alpha, beta, gamma = (run.config.get(name) for name in names)
-    if method is None or not all(isinstance(weight, int | float) for weight in (alpha, beta, gamma)):
+    method = METHODS.get(str(run.config.get("method")))
+    alpha, beta, gamma = (number_of(run.config.get(name)) for name in ("alpha", "beta", "gamma"))
+    if method is None or not np.isfinite([alpha, beta, gamma]).all():
         return {}
     tasks = {"predict": alpha, "explain": 1 - alpha} if method.explains else {"predict": 1.0, "explain": 0.0}
     return {**tasks, "mi": beta, "bottleneck": gamma}
