@@ -72,6 +72,8 @@ def environment_record() -> dict[str, Any]: # Versions, platform, device, git co
 def route_record(
     student: str, # By whose forward it was trained, as `TrainResult.route` says
     config: "RunConfig", # Its `vocabulary_pass` says how the losses go through the vocabulary
-) -> dict[str, str]: # `student` and `loss`
+    precision: str = "", # In which precision and why, as `TrainResult.precision` says; empty for a run of old
+) -> dict[str, str]: # `student`, `loss` and, where it is known, `precision`
     "Which code a training went through."
-    return {"student": student, "loss": config.vocabulary_pass}
+    known = {"precision": precision} if precision else {}
+    return {"student": student, "loss": config.vocabulary_pass, **known}

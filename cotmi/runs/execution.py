@@ -37,7 +37,7 @@ def evaluate_trained(
         run.close()
         return run
     config = recorded_lengths(config, run.path) # what the training settled
-    run.record_route(result.route, config)
+    run.record_route(result.route, config, result.precision)
     evaluation = evaluate_student(result.student, data, config)
     metrics = {**result.metrics(), **evaluation.metrics()}
     ended = end_with(run, evaluation, metrics, stopped=result.stopped)

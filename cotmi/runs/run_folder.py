@@ -168,9 +168,9 @@ class Run(RunFiles):
     def write(self, name: RunFile, value: Any):
         "Write a file as its format has it, whole or not at all; raises `RunError` where the run is open for reading."
         _write(self, name, value)
-    def record_route(self, student: str, config: "RunConfig"):
-        "Note in environment.json which code the training went through."
-        self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config)})
+    def record_route(self, student: str, config: "RunConfig", precision: str = ""):
+        "Note in environment.json which code the training went through, and in which precision."
+        self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config, precision)})
     def finish(self, metrics: Mapping[str, Any], stopped: bool = False,
                files: Mapping[RunFile, Any] | None = None) -> "Run":
         "End the run with its flat results and the files that they are of; `stopped` where it can be resumed."
