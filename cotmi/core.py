@@ -209,6 +209,7 @@ class RunFile(StrEnum):
     STUDENT = "student" # Folder: a plain Hugging Face checkpoint
     TRACKING = "tracking" # Folder: what trackers wrote, where they write files
     CHECKPOINTS = "checkpoints" # Folder: where an interrupted training goes on
+    VIEWS = "views" # Folder: what readers keep with the run; none of its results
 
 # %% ../nbs/00_core.ipynb #373d68ca
 class Interval(NamedTuple):
