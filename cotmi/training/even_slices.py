@@ -191,7 +191,8 @@ def even_vocabulary_pass(
 ) -> VocabularyTerms: # The terms and their weighted sum
     "The terms and gradients of `plain_vocabulary_pass`, some whole examples at a time and without a wait."
     total, *terms = _EvenPass.apply(options, dtype, labels, items, weight, bias, *states)
-    named = dict(zip([*options.tasks, *(["mi", "z", "v"] if options.pool else [])], terms, strict=True))
+    names = [*options.tasks, *(["mi", "z", "v"] if options.pool else [])]
+    named: dict[str, Tensor] = dict(zip(names, terms, strict=True))
     z, v = named.pop("z", None), named.pop("v", None)
     return VocabularyTerms(total, named, z, v)
 
