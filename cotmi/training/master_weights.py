@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-# %% ../../nbs/training/05c_master_weights.ipynb #d76710c7
+# %% ../../nbs/training/05c_master_weights.ipynb #3ab13eb1
 NARROW = (torch.bfloat16, torch.float16) # dtypes of weights that have masters
 
+# %% ../../nbs/training/05c_master_weights.ipynb #d76710c7
 class MasterAdamW(AdamW):
     "AdamW over float32 copies of weights that are narrower; others it steps themselves."
     def __init__(self,
