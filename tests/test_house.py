@@ -209,7 +209,8 @@ def test_default_names_are_names_of_the_records():
     from cotmi.training.run_config import RunConfig, _fields
 
     chosen = {name: f for name, f in _fields().items() if f.metadata["names"]}
-    assert set(chosen) == {"method", "objective", "features", "critic", "select_by", "report_to", "mi_bounds"}
+    assert set(chosen) == {"method", "objective", "features", "critic", "adapter", "select_by", "report_to",
+                           "mi_bounds"}
     for name, declared in chosen.items():
         assert set(declared.default.split(",")) <= set(declared.metadata["names"]()), name
         for other in declared.metadata["names"]():

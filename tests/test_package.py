@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USED = ("dashboards", "notebooks", "embeddings", "trackers", "llm", "serving")  # extras of users; dev is for the checks
+# Extras of users; dev is for the checks.
+USED = ("dashboards", "notebooks", "embeddings", "trackers", "llm", "serving", "adapters")
 MODULES = sorted(p for p in (ROOT / "cotmi").rglob("*.py") if p.name != "_modidx.py")
 # Installed for what they do, not for what is imported from them.
 UNSEEN = {"accelerate": "the trainer of transformers runs on it", "sentencepiece": "tokenizers of the hub's T5",

@@ -76,7 +76,7 @@ def _peft_config(options: AdapterOptions) -> "PeftConfig":
     except ImportError as fault:
         raise _peft_missing(fault) from fault
     kind = get_adapter_kind(options.kind)
-    make = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind.peft_type) # its keys are text as well
+    make = next((each for name, each in PEFT_TYPE_TO_CONFIG_MAPPING.items() if name.value == kind.peft_type), None)
     if make is None:
         raise StudentError(f"The peft that is installed knows no {kind.name}. Install a newer one, or take lora.")
     settings = _settings(options, {each.name for each in fields(make)})

@@ -238,8 +238,8 @@ def check_logits(
     encoder = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     states = decode_states(model, encoder, mask, labels)
     logits = bounded(F.linear(states, *output_head(model)), softcap(model)).float()
-    tolerance = dict(rtol=1e-3, atol=1e-3 * float(own.abs().max()) + 1e-6)
-    if logits.shape != own.shape or not torch.allclose(logits, own, **tolerance):
+    nearly = 1e-3 * float(own.abs().max()) + 1e-6
+    if logits.shape != own.shape or not torch.allclose(logits, own, rtol=1e-3, atol=nearly):
         raise StudentError(f"The logits of {one_line(name, 100)}, a {type(model).__name__}, are not its states times "
                            "its output head, so its losses cannot be computed. Choose another student.")
 

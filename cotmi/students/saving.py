@@ -7,7 +7,9 @@ __all__ = ['shares_embedding', 'save_model']
 
 # %% ../../nbs/students/04c_saving.ipynb #b1ced0cf
 from pathlib import Path
+from typing import cast
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..core import StudentError, read_json, write_json
@@ -18,7 +20,8 @@ def shares_embedding(
 ) -> bool: # True where both are the same memory
     "Whether a model's output head is its input embedding."
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
+    weights = [cast(Tensor, each.weight) for each in (head, embedding) if each is not None]
+    return len(weights) == 2 and weights[0].data_ptr() == weights[1].data_ptr()
 
 def save_model(
     model: PreTrainedModel, # What is saved

@@ -191,11 +191,25 @@ def even_vocabulary_pass(
 ) -> VocabularyTerms: # The terms and their weighted sum
     "The terms and gradients of `plain_vocabulary_pass`, some whole examples at a time and without a wait."
     total, *terms = _EvenPass.apply(options, dtype, labels, items, weight, bias, *states)
-    named = dict(zip([*options.tasks, *(["mi", "z", "v"] if options.pool else [])], terms, strict=True))
+    names = [*options.tasks, *(["mi", "z", "v"] if options.pool else [])]
+    named: dict[str, Tensor] = dict(zip(names, terms, strict=True))
     z, v = named.pop("z", None), named.pop("v", None)
     return VocabularyTerms(total, named, z, v)
 
 # %% ../../nbs/training/00a_even_slices.ipynb #2d90acb5
+def _pooling_slices(options: tuple, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None):
+    "For each slice its place, its rows, its masked probabilities [e, T, W] and the slope of a bound."
+    dtype, slice_mb, softcap = options
+    head = EvenHead(weight.to(dtype), None if bias is None else bias.to(dtype), softcap,
+                    torch.float32 if dtype.itemsize < 4 else dtype)
+    step = max(1, head.rows(slice_mb) // max(1, hidden.shape[1]))
+    for here in (slice(first, first + step) for first in range(0, len(hidden), step)):
+        rows = hidden[here].flatten(0, 1).to(dtype)
+        logits, slope = head.logits(rows)
+        p = torch.softmax(logits, 1).view(*mask[here].shape, -1) * mask[here].unsqueeze(2)
+        yield here, rows, p, slope if slope is None else slope.view_as(p)
+
+# %% ../../nbs/training/00a_even_slices.ipynb #eccf994e
 class _EvenPooled(torch.autograd.Function):
     "The largest probability of each word over an example's positions, with its gradient by recomputation."
     @staticmethod
@@ -221,18 +235,7 @@ class _EvenPooled(torch.autograd.Function):
                 heads = [part if kept is None else kept.add_(part) for kept, part in zip(heads, parts, strict=True)]
         return None, None, None, torch.cat(states).to(hidden.dtype), None, heads[0], None if bias is None else heads[1]
 
-def _pooling_slices(options: tuple, hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None):
-    "For each slice its place, its rows, its masked probabilities [e, T, W] and the slope of a bound."
-    dtype, slice_mb, softcap = options
-    head = EvenHead(weight.to(dtype), None if bias is None else bias.to(dtype), softcap,
-                    torch.float32 if dtype.itemsize < 4 else dtype)
-    step = max(1, head.rows(slice_mb) // max(1, hidden.shape[1]))
-    for here in (slice(first, first + step) for first in range(0, len(hidden), step)):
-        rows = hidden[here].flatten(0, 1).to(dtype)
-        logits, slope = head.logits(rows)
-        p = torch.softmax(logits, 1).view(*mask[here].shape, -1) * mask[here].unsqueeze(2)
-        yield here, rows, p, slope if slope is None else slope.view_as(p)
-
+# %% ../../nbs/training/00a_even_slices.ipynb #d27fff9f
 def even_pooled_probabilities(
     hidden: Tensor, # [B, T, D] states, as the head multiplies them
     mask: Tensor, # [B, T] true where a position counts

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-# %% ../../nbs/training/05c_master_weights.ipynb #d76710c7
+# %% ../../nbs/training/05c_master_weights.ipynb #3ab13eb1
 NARROW = (torch.bfloat16, torch.float16) # dtypes of weights that have masters
 
+# %% ../../nbs/training/05c_master_weights.ipynb #d76710c7
 class MasterAdamW(AdamW):
     "AdamW over float32 copies of weights that are narrower; others it steps themselves."
     def __init__(self,
@@ -26,6 +27,7 @@ class MasterAdamW(AdamW):
         super().__init__(params, **options)
 
     def add_param_group(self, param_group):
+        "Take a group in, with masters in place of narrow weights."
         weights = param_group["params"]
         weights = [weights] if isinstance(weights, Tensor) else list(weights)
         super().add_param_group({**param_group, "params": [self._stepped(weight) for weight in weights]})
@@ -40,6 +42,7 @@ class MasterAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
+        "Step the masters, and round them into the weights."
         for weight, master in self.pairs:
             master.grad = None if weight.grad is None else weight.grad.float()
         loss = super().step(closure)
@@ -49,6 +52,7 @@ class MasterAdamW(AdamW):
         return loss
 
     def zero_grad(self, set_to_none: bool = True):
+        "Forget the gradients of weights and masters."
         super().zero_grad(set_to_none)
         for weight, _ in self.pairs:
             weight.grad = None
@@ -57,10 +61,12 @@ class MasterAdamW(AdamW):
 class CheckpointedMasterAdamW(MasterAdamW):
     "The same, with the masters in its state."
     def state_dict(self):
+        "AdamW's state, with the masters."
         return super().state_dict() | {"masters": [master.detach().clone() for _, master in self.pairs]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict):
+        "Take masters and AdamW's state from a checkpoint."
         state = dict(state_dict)
         for (_, master), kept in zip(self.pairs, state.pop("masters", []), strict=True):
             master.copy_(kept)

@@ -7,8 +7,10 @@ __all__ = ['adapter_options', 'recompute_activations', 'run_student', 'run_optim
 
 # %% ../../nbs/training/05d_run_student.ipynb #34973f6e
 from collections.abc import Iterable
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from ..core import StudentError, one_line
@@ -48,7 +50,7 @@ def run_student(
     check_device(config)
     student = load_student(config.student, texts, config.seed, config.dropout, prompt,
                            config.attn_implementation)
-    student.model.to(dtype=getattr(torch, config.weights))
+    cast(nn.Module, student.model).to(getattr(torch, config.weights))
     if config.adapter is not None:
         student = adapted(student, adapter_options(config), config.seed)
     if config.gradient_checkpointing:

@@ -55,7 +55,7 @@ from ..students.layout import PromptOptions
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
 from ..students.precision import Precision, choose_precision, products_in
-from ..students.student import Student
+from ..students.student import Student, merged, trained_share
 from ..students.tasks import TASK_COLUMNS
 from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
@@ -348,7 +348,7 @@ class CotTrainer(_CheckpointedTrainer):
         self.run_config, self.terms, self.route = config, TermSums(), ""
         self.precision = Precision(config.bf16 is True, "as configured")
         self.cut: dict[str, float] = {} # shares of the training texts that are cut
-        self.trained_share = module.asked.trained_share
+        self.trained_share = trained_share(module.asked)
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
         super().__init__(*given, callbacks=list(callbacks), optimizer_cls_and_kwargs=run_optimizer(config, arguments))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
@@ -504,7 +504,7 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
 def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
     "Write the student and the summary; then the checkpoints can go."
     student.model.float().eval() # as it is when it is loaded again
-    student = student.merged() if trainer.run_config.adapter_merged else student
+    student = merged(student) if trainer.run_config.adapter_merged else student
     result = _result(trainer, student, rows)
     trainer.accelerator.wait_for_everyone() # all have read the best checkpoint
     if trainer.is_world_process_zero():
