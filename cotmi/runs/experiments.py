@@ -22,12 +22,14 @@ from cotmi.core import (
     ConfigError,
     CotmiError,
     RunFile,
+    StudentError,
     find_settings,
     load_settings,
     nearest,
     read_json,
     refusal,
 )
+from ..data.hub_reach import check_student_is_there
 from .run_files import file_stamp
 from .run_folder import mark_failed, run_folder, unfinished_notebook
 from ..training.run_config import RunConfig, check_field, check_ready, parameter_names
@@ -238,6 +240,8 @@ def run_experiment(
     command: str = "", # The command, for the run's environment record
 ) -> Path: # The executed notebook, in its run folder
     "Run an experiment notebook; raises `NotebookError` with one readable message if it stops."
+    if config:
+        check_student_is_there(config.student, StudentError) # told before a kernel starts
     folder, target, unfinished = _places(path, config, out)
     before = file_stamp(folder / RunFile.ENVIRONMENT) # changes when the notebook begins its run
     try:
