@@ -207,20 +207,29 @@ def compare_command(
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, the default.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="As LaTeX, for the package booktabs.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="As CSV, a row a figure.")] = False,
+    metrics: Annotated[str | None, typer.Option(help="Figures beside accuracy, such as ece,mi,rationale_rouge_l.",
+                                                show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every figure and every difference.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write every form, and a figure, to this folder as well.",
                                               show_default=False)] = None,
 ) -> None:
-    "Compare methods over datasets and seeds, the published figures beside ours with their source."
+    "Say which methods are better over datasets and seeds, with the published figures beside ours."
+    from cotmi.evaluation.metrics import COMPARED, named_metrics
     from cotmi.runs.comparison import compare_runs
     from cotmi.runs.run_folder import list_runs
 
     if markdown + latex + csv > 1:
         raise ConfigError("--markdown, --latex and --csv exclude each other. Give one of them.")
+    if everything and metrics:
+        raise ConfigError("--all shows every figure already. Leave --metrics out, or --all.")
+    asked = named_metrics(metrics) if metrics else ()
     places = folders or [load_settings().path("paths.outputs")]
     runs = {r.path.resolve(): r for folder in places for r in list_runs(folder)}
-    comparison = compare_runs(list(runs.values()))
-    form = comparison.to_latex if latex else comparison.to_csv if csv else comparison.to_markdown
-    typer.echo(form(), nl=False)
+    chosen = COMPARED if everything else tuple(dict.fromkeys((COMPARED[0], *asked))) # accuracy is always said
+    comparison = compare_runs(list(runs.values()), chosen)
+    text = comparison.to_latex() if latex else comparison.to_csv() if csv else (
+        comparison.to_markdown(asked, everything))
+    typer.echo(text, nl=False)
     if save:
         typer.echo(f"Written to {comparison.save(save)}.", err=True)
         if not is_installed("plotly"):

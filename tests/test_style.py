@@ -22,6 +22,7 @@ LATE = {
     ("__init__", "core"): "only where an extra is missing",
     **{("cli", module): COMMAND for module in (
         "data.dataset", "data.fetch", "dashboards.dashboard_notebook", "dashboards.data_page", "dashboards.report",
+        "evaluation.metrics",
         "llm.agreement", "llm.commands", "llm.endpoint", "runs.comparison", "runs.evaluating", "runs.experiments",
         "runs.judging", "runs.results", "runs.run_folder", "runs.second_opinions", "runs.sweep", "runs.workspace",
         "training.run_config")},
