@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'new_command', 'run_command', 'parameters_command', 'list_command', 'compare_command', 'evaluate_command',
-           'judge_command', 'teach_command', 'data_command', 'sweep_command', 'dashboard_command', 'report_command',
-           'main']
+           'judge_command', 'teach_command', 'data_command', 'sweep_command', 'push_command', 'dashboard_command',
+           'report_command', 'main']
 
 # %% ../nbs/10_cli.ipynb #29b1ef02
 import json
@@ -479,6 +479,29 @@ def sweep_command(
         typer.echo(f"failed: {folder}\n    {message}", err=True)
     if failed:
         raise RunError(f"{len(failed)} of {len(due)} runs failed; the same command resumes them.")
+
+# %% ../nbs/10_cli.ipynb #8fadd452
+@app.command("push")
+def push_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A complete run folder.")],
+    repo: Annotated[str | None, typer.Argument(metavar="[OWNER/NAME]", show_default=False,
+                                               help="Where to publish on the hub; only prints the card if not given.")
+                    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Write student and card to this folder instead.",
+                                                show_default=False)] = None,
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else see it.")] = False,
+) -> None:
+    "Publish a run's student with a model card made from the run: data, licences, method, figures, limits."
+    from cotmi.runs.run_folder import Run
+    from cotmi.runs.sharing import model_card, push_run, share_run
+
+    if folder is not None:
+        typer.echo(f"Written to {share_run(Run(run), folder, repo or 'owner/name')}.")
+    elif repo:
+        typer.echo(f"Published: {push_run(Run(run), repo, private)}")
+    else:
+        typer.echo(model_card(Run(run)))
+        typer.echo(f"Nothing was published. Next: cotmi push {shlex.quote(str(run))} OWNER/NAME", err=True)
 
 # %% ../nbs/10_cli.ipynb #b93696ae
 @app.command("dashboard")

@@ -8,14 +8,16 @@ __all__ = ['FAMILIES', 'family_for', 'family_of', 'Student']
 # %% ../../nbs/students/08_student.ipynb #50b132c3
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core import StudentError, write_files
+from ..core import StudentError, write_files, write_text
 from .encoder_decoder import ENCODER_DECODER
 from .family import StudentFamily
+from .publishing import push_folder
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
@@ -75,3 +77,15 @@ class Student:
             self.model.save_pretrained(made)
             self.tokenizer.save_pretrained(made)
         return write_files(folder, write)
+
+    def push_to_hub(self,
+        repo: str, # owner/name on the hub
+        card: str = "", # Its page, as `cotmi.runs.sharing.model_card` writes it; none if empty
+        private: bool = False, # Whether only you can see it
+    ) -> str: # Its address
+        "Publish the student and its page in one commit; raises `StudentError` where the hub refuses."
+        with TemporaryDirectory() as place:
+            self.save(place)
+            if card:
+                write_text(Path(place, "README.md"), card)
+            return push_folder(place, repo, private)
