@@ -99,3 +99,24 @@ def test_a_workspace_of_the_installed_package(cotmi, tmp_path):
     experiment = tmp_path / "mine" / "experiments" / "demo.ipynb"
     experiment.write_text(experiment.read_text().replace("max_steps = 1000", "max_steps = 7"))
     assert "int [7, from experiment demo]" in cotmi("parameters", "demo", cwd=tmp_path / "mine")
+
+
+@pytest.mark.slow
+def test_the_readme_word_for_word(dist, installed, tmp_path):
+    "Every command of the README in an empty folder; the demo is the one of a nearer folder, with fewer steps."
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert lines[-1] == "cotmi run demo" and lines[0].startswith("pip install ") and len(lines) == 2
+    shorter = (ROOT / "nbs" / "experiments" / "demo.ipynb").read_text().replace("max_steps = 1000", "max_steps = 7")
+    (tmp_path / "nbs" / "experiments").mkdir(parents=True)
+    (tmp_path / "nbs" / "experiments" / "demo.ipynb").write_text(shorter)
+    pip = installed / "pip"
+    pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip --python "{installed / "python"}" "$@"\n')
+    pip.chmod(0o755)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("COTMI_", "PYTHONPATH", "PIP_"))}
+    environ |= {"PATH": f"{installed}:/usr/bin:/bin", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(dist), "PIP_NO_DEPS": "1",
+                "PIP_FORCE_REINSTALL": "1", "OMP_NUM_THREADS": "1", "COTMI_EVALUATE_EMBEDDING_MODEL": ""}
+    for line in lines:
+        run("sh", "-c", line, cwd=tmp_path, env=environ)
+    (metrics,) = (tmp_path / "outputs" / "demo").glob("*/metrics.json")
+    assert json.loads(metrics.read_text())["status"] == "complete"
