@@ -131,6 +131,8 @@ def test_messages_name_extras_that_exist():
         for named in re.findall(r"cotmi\[([\w,]+)\]", path.read_text(encoding="utf-8")):
             assert set(named.split(",")) <= set(EXTRAS), f"{path.name} names cotmi[{named}]"
     for path in MODULES:
-        for call in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
-            if getattr(call.func, "id", "") == "require" and len(call.args) > 1 and isinstance(call.args[1], ast.Constant):
-                assert call.args[1].value in EXTRAS, f"{path.name} names the extra {call.args[1].value!r}"
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "require":
+                continue
+            for extra in (a.value for a in call.args[1:2] if isinstance(a, ast.Constant)):
+                assert extra in EXTRAS, f"{path.name} names the extra {extra!r}"
