@@ -271,12 +271,12 @@ def _say_preferred(first: Path, second: Path, preference: Any) -> None:
         raise RunError(f"{missing} of {len(preference.table)} pairs have no verdict; the same command asks again.")
 
 # %% ../nbs/10_cli.ipynb #8a600686
-def _check_second(human: Path | None, against: Path | None, seed: int) -> None:
+def _check_second(human: Path | None, against: Path | None) -> None:
     "Tell before anything is paid what cannot be read, or is at odds."
     from cotmi.llm.agreement import read_scores
 
-    if against is not None and (human is not None or seed):
-        raise ConfigError("--against asks about the first examples of both runs. Leave --human and --seed out.")
+    if against is not None and human is not None:
+        raise ConfigError("--against asks which run is better and scores nothing. Leave --human out.")
     if human is not None:
         read_scores(human)
 
@@ -318,10 +318,10 @@ def judge_command(
     options = {"model": model, "base_url": base_url, "max_calls": max_calls, "price_in": price_in,
                "price_out": price_out, "max_cost": max_cost}
     judge = Endpoint.from_settings("judge", **{name: value for name, value in options.items() if value is not None})
-    _check_second(human, against, seed)
+    _check_second(human, against)
     try:
         if against is not None:
-            return _say_preferred(run, against, prefer_run(run, against, judge, limit, progress=True))
+            return _say_preferred(run, against, prefer_run(run, against, judge, limit, seed, progress=True))
         report = judge_run(run, judge, limit, seed)
     except KeyboardInterrupt:
         raise RunError("Interrupted. The answers so far are kept; the same command asks for the others.") from None

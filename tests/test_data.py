@@ -14,7 +14,7 @@ from cotmi.data.completions import PROBLEMS, Parsed, parse_anli, parse_cqa, pars
 from cotmi.data.data_report import DataReport, Row
 from cotmi.data.dataset import Dataset, Question, RawData
 from cotmi.data.examples import COLUMNS, SEGMENT_SEPARATOR, LoadedData, make_splits
-from cotmi.data.labels import LABEL_KINDS, correct_labels, get_label_kind, same_label
+from cotmi.data.labels import LABEL_KINDS, get_label_kind
 from cotmi.data.loading import DATASETS, load_data
 from cotmi.data.published import load_published
 
@@ -476,7 +476,7 @@ def test_no_completion_breaks_a_parser(parse):
     ("choice", "neutra", "neutral", False), ("choices", "", "attic", False),
 ])
 def test_same_label(kind, predicted, gold, same):
-    assert same_label(kind, predicted, gold) is same
+    assert get_label_kind(kind).equal(predicted, gold) is same
 
 
 @pytest.mark.parametrize("kind", ["equation", "number"])
@@ -492,7 +492,7 @@ def test_what_no_label_is_counts_nowhere(kind):
     known = get_label_kind(kind)
     assert known.key(" ") is None and not known.is_valid(" ") and known.value(" ") is None
     assert known.majority([]) == ("", 0.0) and known.majority(["", "7"]) == ("7", 0.5)
-    assert correct_labels(kind, ["7", None, "8"], ["7", "7", "7"]) == [True, False, False]
+    assert known.right(["7", None, "8"], ["7", "7", "7"]) == [True, False, False]
 
 
 @pytest.mark.parametrize(("kind", "text", "candidates", "valid"), [

@@ -1,5 +1,4 @@
 "The client against a server on loopback that wants other words, throttles, fails, cuts, drips, floods and redirects."
-import asyncio
 import json
 import os
 import signal
@@ -223,7 +222,7 @@ def test_the_file_of_answers_reads_around_rubbish(tmp_path):
     path.write_bytes(b"\n".join([*rubbish, b'{"key": "d", "ans']))
     file = AnswerFile(path)
     assert len(file) == 1 and file.get("c").content == "x\u2028y" and file.skipped == 8 and file.dialect is None
-    asyncio.run(file.keep("e", Answer("línea\nnueva")))
+    file.keep("e", Answer("línea\nnueva"))
     assert AnswerFile(path).get("e").content == "línea\nnueva"
 
 
@@ -281,8 +280,8 @@ def test_many_questions_at_once_use_little_memory(server, tmp_path):
     async def length(client, text):
         return len((await client.ask(Wish((("user", text),)))).answer.content)
     tracemalloc.start()
-    lengths, account = for_each([f"fine {i}" for i in range(250)], length, endpoint(server, workers=32),
-                                tmp_path / "a.jsonl")
+    lengths, account = for_each([f"fine {i}" for i in range(250)], length,
+                                endpoint(server, workers=32, timeout=60), tmp_path / "a.jsonl")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert lengths == [100_000] * 250 and account.calls == 250 == len(AnswerFile(tmp_path / "a.jsonl"))

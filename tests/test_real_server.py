@@ -13,13 +13,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from cotmi.llm.answers import AnswerFile
+from cotmi.llm.dialects import Wish
 from cotmi.llm.endpoint import Endpoint, EndpointError
+from cotmi.llm.local_models import answer_here
 from cotmi.llm.teaching import Teaching, teach
 
 SERVING = all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai"))
@@ -159,6 +162,15 @@ def test_a_completion_model_and_one_that_is_not_there(checkpoint, data, tmp_path
     with pytest.raises(EndpointError, match="cannot be loaded") as raised:
         teach(small(data), f"hf:{tmp_path}/nothing", tmp_path / "u", progress=False)
     assert len(str(raised.value)) <= 400 and "\n" not in str(raised.value)
+
+
+def test_a_text_that_ends_an_answer_ends_it_here_too(checkpoint):
+    plain = Wish((("prompt", "What colour is thing 3?"),), max_tokens=12)
+    whole, = answer_here([plain], f"hf:{checkpoint}")
+    stop = next(letter for letter in whole.content[1:] if letter.isascii()) # half a letter is none
+    ended, = answer_here([replace(plain, stop=(stop,))], f"hf:{checkpoint}")
+    assert ended.content == whole.content[:whole.content.index(stop)] and ended.finish == "stop"
+    assert ended.completion_tokens < whole.completion_tokens and whole.finish == "length"
 
 
 def test_vllm_is_asked_as_it_wants(monkeypatch, data, tmp_path):

@@ -152,6 +152,14 @@ def test_what_is_missing_is_said_and_the_same_command_goes_on(server, data, tmp_
     assert server.asked.total() == 48 and whole.report["splits"]["train"]["fates"] == {"chosen": 40}
 
 
+def test_a_question_that_stands_twice_is_paid_for_once(server, data, tmp_path):
+    with (data / "train.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"id": "again", "input": question(0), "label": str(total(0))}))
+    report = teach(Teaching(str(data)), teacher(server), tmp_path / "taught", progress=False).report
+    assert server.asked.total() == 48 and report["splits"]["train"]["questions"] == 41
+    assert (report["prompt_tokens"], report["cost"]) == (48 * 100, pytest.approx((4800 + 2 * 480) / 1e6))
+
+
 def test_a_folder_belongs_to_one_teacher(server, data, tmp_path):
     teach(Teaching(str(data), limit=4), teacher(server), tmp_path / "taught", progress=False)
     for how, who, said in (({}, {"model": "other"}, "model"), ({"prompt": "demo"}, {}, "prompt_hash"),
@@ -251,12 +259,25 @@ def test_the_command(server, data, cotmi, monkeypatch, tmp_path):
     assert code == 0 and "Teacher: toy, prompt general 1" in out
 
 
+def test_a_batch_that_lacks_answers_says_how_to_get_them(server, data, cotmi, tmp_path):
+    words = ["teach", data, "--model", "toy", "--base-url", server.url, "--out", "t"]
+    assert cotmi(*words, "--batch-file", "asked.jsonl")[0] == 0
+    asked = [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
+    said = {"choices": [{"message": {"content": "Red.\nAnswer: 3"}, "finish_reason": "stop"}]}
+    lines = [{"custom_id": request["custom_id"], "response": {"body": said}} for request in asked[:20]]
+    (tmp_path / "came.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, _, err = cotmi(*words, "--from-batch", "came.jsonl")
+    assert code == 1 and "20 of 48 answers are there" in err and "--batch-file writes the requests" in err
+    assert cotmi(*words, "--batch-file", "rest.jsonl")[1].startswith("28 requests") and server.asked.total() == 0
+
+
 @pytest.mark.parametrize("words, said", [
     (["nowhere.csv"], "unknown"), (["demo", "--prompt", "nowhere.txt"], "no built-in one"),
     (["demo", "--samples", "2", "--temperature", "0"], "above 0"), (["demo", "--split", "exam"], "allowed are"),
     (["demo", "--dialect", "[1]"], "JSON object"), (["demo", "--dialect", '{"format": "xml"}'], "allowed are"),
     (["demo", "--max-cost", "1"], "needs prices"), (["demo", "--base-url", "http://[::1"], "base URL"),
-    (["demo", "--model", "hf:nowhere/at/all"], "names another"), (["demo", "--timeout", "nan"], "timeout"),
+    (["demo", "--model", "hf:nowhere/at/all"], "--base-url is for a model behind"),
+    (["demo", "--timeout", "nan"], "timeout"),
     (["demo", "--from-batch", "nowhere.jsonl"], "cannot be read"),
 ])
 def test_the_command_says_what_is_wrong_in_one_line(words, said, server, cotmi):

@@ -269,6 +269,13 @@ UNUSABLE = {
                                    "label_kind text"),
     "choices that are none": ([{**listed(i, str(i)), "options": "ant"} for i in range(40)], {"columns": CHOICES},
                               "null"),
+    "an input without a text": ([quiz(i, answer=str(i), body="") for i in range(40)],
+                                {"columns": {**PARTS, "input": "body"}}, "question"),
+    "a template with an empty column": ([quiz(i, answer=str(i), body="") for i in range(40)],
+                                        {"columns": {k: v for k, v in PARTS.items() if k != "input"},
+                                         "input_template": "{body} {question}"}, '"question"'),
+    "labels inside objects": ([quiz(i, answer={"text": str(i), "start": 3}) for i in range(40)], {"columns": PARTS},
+                              "answer.text"),
     "the wrong extractor": ([quiz(i, answer=f"Count.\n#### {i}") for i in range(40)],
                             {"columns": {"input": "question", "rationale": "answer"}, "extractor": "boxed"}, "hashes"),
 }

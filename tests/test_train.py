@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from cotmi.core import ConfigError, read_json_lines
-from cotmi.data.labels import same_label
 from cotmi.students.batches import TwoTaskCollator
 from cotmi.students.student import Student
 from cotmi.training.objectives import Objective
@@ -366,7 +365,7 @@ def test_accuracy_while_training_is_that_of_the_evaluation(tmp_path, demo_data):
     result = train(config, demo_data, tmp_path, progress=False)
     valid = demo_data.examples["valid"]
     predicted = answer(result.student, valid, config, rationales=False).predicted_label
-    right = [same_label(demo_data.spec.label_kind, a, b) for a, b in zip(predicted, valid["gold_label"], strict=True)]
+    right = demo_data.spec.kind.right(predicted, valid["gold_label"])
     assert result.best_accuracy == pytest.approx(sum(right) / len(right))
 
 

@@ -7,7 +7,6 @@ __all__ = ['MAX_LABELS', 'OTHERS', 'fold', 'TextLengths', 'text_lengths', 'Split
            'check_splits']
 
 # %% ../../nbs/data/03a_checks.ipynb #40d70891
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,15 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/data/03a_checks.ipynb #15565efb
-_FOLDED = re.compile(r"[.,;:!?'\"()\[\]“”‘’…]+(?=\s|$)|(?<=\s)['\"(\[“‘]+|^['\"(\[“‘]+|\s+")
+_OPENING = "'\"([“‘"
+_AROUND = _OPENING + ".,;:!?)]”’…"
 
 def fold(
     text: str, # An input
 ) -> str: # What is the same for all texts that are nearly the same
     "A text without capitals, spaces and punctuation around words."
-    return _FOLDED.sub("", text.lower())
+    words = text.lower().split() # word by word: a regular expression takes five times as long
+    return "".join([word if word.isalnum() else word.rstrip(_AROUND).lstrip(_OPENING) for word in words])
 
 # %% ../../nbs/data/03a_checks.ipynb #e26deffe
 @dataclass(frozen=True)

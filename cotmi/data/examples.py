@@ -6,6 +6,7 @@
 __all__ = ['T', 'LABEL_SOURCES', 'COLUMNS', 'SEGMENT_SEPARATOR', 'make_splits', 'LoadedData', 'assemble']
 
 # %% ../../nbs/data/06_examples.ipynb #631e4312
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -31,8 +32,10 @@ def _hold_out(rows: list[T], fraction: float, what: str) -> tuple[list[T], list[
         raise DataError(f"The share held out for {what} is {fraction!r}; it must lie between 0 and 1.")
     if len(rows) < 2:
         raise DataError(f"No rows can be held out for {what} of {len(rows)}; at least 2 are needed.")
-    index = HFDataset.from_dict({"i": range(len(rows))}).train_test_split(test_size=fraction, seed=0)
-    return [rows[i] for i in index["train"]["i"][:]], [rows[i] for i in index["test"]["i"][:]]
+    order, held = np.random.default_rng(0).permutation(len(rows)).tolist(), math.ceil(fraction * len(rows))
+    if held == len(rows):
+        raise DataError(f"The share held out for {what} is {fraction!r} of {len(rows)} rows, which leaves none.")
+    return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
 
 # %% ../../nbs/data/06_examples.ipynb #e63d5242
 def _hold_out_questions(rows: list[Row], fraction: float, what: str) -> tuple[list[Row], list[Row]]:

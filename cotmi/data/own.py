@@ -155,7 +155,7 @@ def load_own(
     asked = {split: rows if split == "train" else [r for r in rows if id(r) not in further]
              for split, rows in parts.items()}
     about = list(_about(train, understood, len(further)))
-    advice = mending(dataset.source, options, understood, train.said)
+    advice = mending(dataset.source, options, understood, train.layout, train.said)
     return RawData(understood.dataset, files, asked, notes + about, understood.kind.reason, advice)
 
 # %% ../../nbs/data/09_own.ipynb #e606c059

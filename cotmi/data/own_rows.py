@@ -12,10 +12,11 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..core import DataError, check_choice, nearest
-from .cells import cell_text, show_cell, unusable
+from .cells import cell_text, show_cell
 from .choices import NO_CHOICES, Choices, choice_of, join_choices, label_form, options_text, read_choices
 from .completions import Parsed
 from .data_report import Row, shorten
@@ -150,6 +151,12 @@ class Layout:
     explanations: str = "join" # A name of EXPLANATIONS
     words: Mapping[str, str] = field(default_factory=dict) # Labels to be written another way
 
+    @cached_property
+    def told(self) -> list[tuple[str, bool]]:
+        "The columns whose cells are text, and whether a list in one is parts of it."
+        parts = [(column, part in JOINED) for part in TEXTS for column in self.columns[part]]
+        return [*parts, *((column, True) for column in self.named.values() if column)]
+
 # %% ../../nbs/data/08b_own_rows.ipynb #289b67dc
 def _named_columns(
     template: str, columns: Mapping[str, tuple[str, ...]], present: list[str], where: str,
@@ -234,9 +241,7 @@ def _row_rationales(layout: Layout, row: Mapping[str, Any]) -> tuple[Parsed, ...
 
 def _missing_because(layout: Layout, row: Mapping[str, Any], choices: Choices, rationales: Sequence[Parsed]) -> str:
     "Why the input or the label of a row cannot be had, beyond that its cell is empty."
-    told = [(column, part in JOINED) for part in TEXTS for column in layout.columns[part]]
-    told += [(column, True) for column in layout.named.values() if column]
-    if unusable([(column, cell_of(row, column), join) for column, join in told]):
+    if any(cell_text(cell_of(row, column), join) is None for column, join in layout.told):
         return "unusable cell"
     if layout.columns["choices"] and len(choices.texts) < 2:
         return "unusable choices"
@@ -311,11 +316,25 @@ def _taken_apart(options: LoadOptions, rows: Sequence[Said]) -> LoadOptions | No
     columns = {part: column for part, column in options.columns.items() if part != "label"}
     return replace(options, extractor=found, columns={**columns, "rationale": options.columns.get("label", "label")})
 
+# %% ../../nbs/data/08b_own_rows.ipynb #c0de77aa
+def _other_input(layout: Layout, rows: Sequence[Said]) -> str | None:
+    "A column that plays no part by itself and holds texts."
+    used = {column for own in layout.columns.values() for column in own}
+    held = {name: sum(bool(cell_text(said.row.get(name))) for said in rows) for name in rows[0].row if name not in used}
+    return next((name for name, count in held.items() if 2 * count > len(rows)), None)
+
+def _inner_column(layout: Layout, rows: Sequence[Said]) -> tuple[str, str] | None:
+    "A part whose cells are objects, and the column inside them that holds a text."
+    cells = ((part, column, cell_of(rows[0].row, column)) for part in TEXTS for column in layout.columns[part])
+    return next(((part, f"{column}.{name}") for part, column, cell in cells if isinstance(cell, Mapping)
+                 for name, value in cell.items() if isinstance(value, str)), None)
+
 # %% ../../nbs/data/08b_own_rows.ipynb #91262da1
 def mending(
     source: str, # A path or a hub id
     options: LoadOptions, # What was said about it
     understood: Understood, # What they say together
+    layout: Layout, # Of the table
     rows: Sequence[Said], # What they say each
 ) -> dict[str, str]: # Problem → a command that may help
     "What may help when rows cannot be used."
@@ -324,9 +343,17 @@ def mending(
     plain = unlisted if understood.dataset.kind.listed else replace(options, label_kind="text")
     plain = _taken_apart(options, rows) or plain
     others = [name for name in EXTRACTORS if name != options.extractor]
+    otherwise = f"{data_command(source, replace(options, extractor=others[0]))}, or {', '.join(others[1:])}"
+    first, mapped = rows[:20], {}
+    if other := first and _other_input(layout, first):
+        mapped |= dict.fromkeys(("empty input", "empty field"), replace(
+            options, columns={**options.columns, "input": other}, input_template=None))
+    if inner := first and _inner_column(layout, first):
+        mapped["unusable cell"] = replace(options, columns={**options.columns, inner[0]: inner[1]})
     return {"empty rationale": data_command(source, without, "-p", "method", "finetune"),
             "unusable gold label": data_command(source, plain), "unusable choices": data_command(source, unlisted),
-            "no marker": f"{data_command(source, replace(options, extractor=others[0]))}, or {', '.join(others[1:])}"}
+            **dict.fromkeys(("no marker", "several markers", "empty label", "several answers"), otherwise),
+            **{problem: data_command(source, changed) for problem, changed in mapped.items()}}
 
 # %% ../../nbs/data/08b_own_rows.ipynb #437c76a7
 def _shown(layout: Layout, row: Mapping[str, Any]) -> str:

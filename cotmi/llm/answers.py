@@ -6,11 +6,11 @@
 __all__ = ['Answer', 'split_thinking', 'BadAnswer', 'read_answer', 'AnswerFile']
 
 # %% ../../nbs/llm/02_answers.ipynb #f10f88be
-import asyncio
 import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +123,7 @@ class AnswerFile:
         self.path = Path(path) if path else None
         self._places, self._memory = {}, {}
         self.dialect, self.skipped = None, 0 # the dialect that was learnt; lines that hold nothing of ours
-        self._waiting, self._writing, self._lock = [], False, threading.Lock()
+        self._lock, self._forced = threading.Lock(), time.monotonic() # when lines were last forced to the disk
         try:
             if self.path and self.path.exists():
                 self._places, self.dialect, self.skipped = _read_places(self.path)
@@ -142,19 +142,20 @@ class AnswerFile:
     def write(self,
         records: Iterable[Mapping[str, Any]], # Records with a key and an answer, or with a dialect
     ):
-        "Write records; they are on the disk when this returns."
+        "Write records; the system has them when this returns."
         _append(self, [json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") for record in records])
-    async def keep(self,
+    def keep(self,
         key: str, # A request key
         answer: Answer, # What came back
         **more: Any, # What else is worth keeping
     ):
-        "Write an answer, together with others that wait; it is on the disk when this returns."
-        await _keep(self, {"key": key, "answer": vars(answer), **more})
+        "Write an answer; the system has it when this returns."
+        self.write([{"key": key, "answer": vars(answer), **more}])
     def close(self):
-        "Write what still waits, where asking was broken off."
-        waiting, self._waiting = self._waiting, []
-        self.write([record for record, _ in waiting])
+        "Force what was written to the disk."
+        self._forced = float("-inf")
+        _append(self, [])
+
 
 # %% ../../nbs/llm/02_answers.ipynb #d426aaac
 def _look_up(file: AnswerFile, key: str) -> Answer | None:
@@ -169,10 +170,12 @@ def _look_up(file: AnswerFile, key: str) -> Answer | None:
 def _append(file: AnswerFile, lines: list[bytes]) -> None:
     "Add lines to the file, on lines of their own even where the last one was cut off."
     with file._lock:
-        if file.path is None or not lines:
+        if file.path is None:
             for record in map(json_object, lines):
                 if record and (answer := _answer_of(record)):
                     file._memory[record["key"]] = answer
+            return
+        if not lines and not file.path.exists():
             return
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with file.path.open("ab+") as opened:
@@ -180,27 +183,10 @@ def _append(file: AnswerFile, lines: list[bytes]) -> None:
             start = opened.seek(0, os.SEEK_END) + (not whole)
             opened.write(b"\n" * (not whole) + b"".join(line + b"\n" for line in lines))
             opened.flush()
-            os.fsync(opened.fileno())
+            if time.monotonic() > file._forced + 1:
+                os.fsync(opened.fileno())
+                file._forced = time.monotonic()
         for line in lines:
             if found := re.match(rb'\{"key": "(\w+)"', line):
                 file._places[found[1].decode()] = start
             start += len(line) + 1
-
-# %% ../../nbs/llm/02_answers.ipynb #4753683f
-async def _keep(file: AnswerFile, record: Mapping[str, Any]) -> None:
-    "Let a record wait for the disk with others."
-    done = asyncio.get_running_loop().create_future()
-    file._waiting.append((record, done))
-    if file._writing:
-        return await done
-    file._writing = True
-    try:
-        while file._waiting:
-            batch, file._waiting = file._waiting, []
-            writing = asyncio.get_running_loop().run_in_executor(None, file.write, [kept for kept, _ in batch])
-            await asyncio.shield(writing)
-            for _, waiter in batch:
-                if not waiter.done():
-                    waiter.set_result(None)
-    finally:
-        file._writing = False

@@ -53,7 +53,8 @@ class _Wire(httpx2.AsyncBaseTransport):
     def __init__(self, endpoint: Endpoint, ledger: Ledger, answered: asyncio.Event):
         self._endpoint, self._ledger, self._answered = endpoint, ledger, answered
         self._free, self._made = [], [] # transports of one connection each; the first is made when it is needed
-        self._trusted = True if endpoint.transport else httpx2.create_ssl_context()
+        secure = endpoint.address.url.startswith("https") or _proxy(endpoint) # reading certificates takes a while
+        self._trusted = httpx2.create_ssl_context() if secure and not endpoint.transport else False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._ledger.spend(again=_tries.get()[0] > 0)
@@ -223,7 +224,7 @@ async def _pay(client: Client, key: str, wish: Wish) -> Answer:
         client.ledger.fault("too large")
         raise Unanswered("invalid", str(fault)) from fault
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    await client.known.keep(key, answer, model=client.endpoint.model, time=now)
+    client.known.keep(key, answer, model=client.endpoint.model, time=now)
     return answer
 
 async def _readable(client: Client, wish: Wish) -> Answer:
@@ -278,26 +279,31 @@ Result = TypeVar("Result")
 
 async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
                 results: dict[int, Any], bar: tqdm) -> None:
-    "One worker: take an item, work on it, take the next."
-    for number, item in items:
-        if client.ledger.stopped:
-            return
-        results[number] = await work(client, item)
-        if client.ledger.cost is not None:
-            bar.set_postfix(cost=f"{client.ledger.cost:.4f}", refresh=False)
-        bar.update()
+    "One worker: take an item, work on it, take the next; a fault of its own lets the others ask nothing more."
+    whole = False
+    try:
+        for number, item in items:
+            if client.ledger.stopped:
+                break
+            results[number] = await work(client, item)
+            if client.ledger.cost is not None:
+                bar.set_postfix(cost=f"{client.ledger.cost:.4f}", refresh=False)
+            bar.update()
+        whole = True
+    finally:
+        if not whole:
+            client.ledger.stop()
 
 async def _all(items: list[Any], work: Callable[[Client, Any], Awaitable[Any]], client: Client, bar: tqdm) -> list[Any]:
-    "The result of each item, in order; the first error ends all of it."
+    "The result of each item, in order; the first error is raised when what was under way has come back."
     results, numbered = {}, iter(enumerate(items))
+    workers = [_each(numbered, work, client, results, bar) for _ in range(min(client.endpoint.workers, len(items)))]
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(client.endpoint.workers, len(items))):
-                group.create_task(_each(numbered, work, client, results, bar))
-    except* EndpointError as faults:
-        raise faults.exceptions[0] from None
+        ends = await asyncio.gather(*workers, return_exceptions=True)
     finally:
         await client.close()
+    for fault in filter(None, ends):
+        raise fault
     return [results.get(number) for number in range(len(items))]
 
 # %% ../../nbs/llm/04_client.ipynb #68a3cef2
@@ -320,8 +326,7 @@ def for_each(
             return done.result(), ledgers[0]
         except KeyboardInterrupt:
             if ledgers:
-                ledgers[0].stopped = True
-                ledgers[0]._freed.set()
+                ledgers[0].stop()
             print("\nInterrupted: waiting for the answers under way. Ctrl-C again waits for none.", file=sys.stderr)
             done.result()
             raise

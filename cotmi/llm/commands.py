@@ -27,6 +27,8 @@ from cotmi.llm.teaching import (
 )
 
 # %% ../../nbs/llm/12_commands.ipynb #967d9dbe
+_OF_ENDPOINTS = ("base_url", "max_calls", "max_cost", "price_in", "price_out", "dialect", "extra")
+
 def find_teacher(
     model: str | None, # As the command names it; that of the settings if None
     given: Mapping[str, Any], # Fields of `Endpoint`; None where nothing is said
@@ -35,8 +37,9 @@ def find_teacher(
     settings = load_settings()
     name = model or settings["teacher.model"]
     if is_local(name):
-        if given.get("base_url"):
-            raise ConfigError(f"{name[:60]} runs on this machine, and --base-url names another. Leave one out.")
+        if unfit := [option for option in _OF_ENDPOINTS if given.get(option) not in (None, {})]:
+            raise ConfigError(f"{name[:60]} runs on this machine; --{unfit[0].replace('_', '-')} is for a model behind "
+                              "an endpoint. Leave it out, or name a model of an endpoint.")
         return name
     said = {key: value for key, value in given.items() if value is not None}
     return Endpoint.from_settings("teacher", settings, **said, **({"model": model} if model else {}))

@@ -64,6 +64,10 @@ class Ledger:
         unmetered = not answer.prompt_tokens + answer.completion_tokens
         self.unmetered += unmetered
         self.unmetered_cost += aside if unmetered else 0.0
+    def stop(self) -> None:
+        "Let nothing more be asked."
+        self.stopped = True
+        self._freed.set()
     def summary(self) -> dict[str, Any]:
         "The account as JSON knows it."
         return _summary(self)

@@ -62,14 +62,19 @@ def _loaded(path: str) -> tuple[Any, Any]:
     return tokenizer, model.eval()
 
 # %% ../../nbs/llm/08_local_models.ipynb #ba20d490
-def _read_tokens(tokenizer: Any, new: Any, ends: set[int], read: int, name: str) -> Answer:
-    "The answer in newly generated tokens."
+def _until(text: str, stops: Sequence[str]) -> str:
+    "A text up to the first of the texts that end it."
+    return text[:min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+def _read_tokens(tokenizer: Any, new: Any, ends: set[int], read: int, wish: Wish, name: str) -> Answer:
+    "The answer in newly generated tokens; those after its end fill up the batch."
     tokens = new.tolist()
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
     text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    content, reasoning = split_thinking(text)
+    said = _until(text, wish.stop)
+    content, reasoning = split_thinking(said)
     written = len(tokens) if end is None else end + 1
-    return Answer(content, reasoning, "length" if end is None else "stop", read, written, 0, name)
+    return Answer(content, reasoning, "length" if end is None and said == text else "stop", read, written, 0, name)
 
 # %% ../../nbs/llm/08_local_models.ipynb #c9c28538
 def transformers_generator(
@@ -88,11 +93,13 @@ def transformers_generator(
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chat).to(model.device)
         torch.manual_seed(_seed(wishes))
         heat = {"temperature": wishes[0].temperature} if wishes[0].temperature else {}
+        stops = {"stop_strings": list(wishes[0].stop), "tokenizer": tokenizer} if wishes[0].stop else {}
         with torch.inference_mode():
             written = model.generate(**inputs, max_new_tokens=wishes[0].max_tokens, do_sample=bool(heat),
-                                     pad_token_id=tokenizer.pad_token_id, **heat)
+                                     pad_token_id=tokenizer.pad_token_id, **heat, **stops)
         start, read = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1).tolist()
-        return [_read_tokens(tokenizer, row[start:], ends, n, path) for row, n in zip(written, read, strict=True)]
+        return [_read_tokens(tokenizer, row[start:], ends, n, wish, path)
+                for row, n, wish in zip(written, read, wishes, strict=True)]
     return generate
 
 # %% ../../nbs/llm/08_local_models.ipynb #4bb438a4

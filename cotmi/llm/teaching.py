@@ -9,7 +9,7 @@ __all__ = ['ANSWERS_FILE', 'Teaching', 'load_questions', 'questions_of', 'Asked'
 # %% ../../nbs/llm/09_teaching.ipynb #3964e8f1
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,9 +195,10 @@ def teacher_report(
     prompt: Prompt, # What it was asked
     dataset: Dataset, # About which data
     taught: Mapping[str, Sequence[tuple[Row, list[Sample], Lesson]]], # Lessons by split
+    paid: Iterable[Answer | Unanswered] = (), # One a request: a question that stands twice was asked once
 ) -> dict[str, Any]: # As teacher.json keeps it; the same however often the work was interrupted
     "The account of a folder."
-    tokens = [s.tokens for part in taught.values() for _, samples, _ in part for s in samples]
+    tokens = [(a.prompt_tokens, a.completion_tokens, a.reasoning_tokens) for a in paid if isinstance(a, Answer)]
     read, written, thought = (int(n) for n in np.sum([(0, 0, 0), *tokens], axis=0))
     endpoint = None if isinstance(teacher, str) else teacher
     return {"model": endpoint.model if endpoint else teacher, "endpoint": str(endpoint.address) if endpoint else "",
@@ -263,13 +264,14 @@ class Taught(NamedTuple):
     report: dict[str, Any] # As teacher.json has it
     account: str # What was asked and paid this time, in words
 
-def _check_whole(answers: Sequence[Answer | Unanswered], teaching: Teaching) -> None:
+def _check_whole(answers: Sequence[Answer | Unanswered], teaching: Teaching, asking: bool) -> None:
     "Refuse to write a folder that lacks answers which the same command could still get."
     lost = [a for a in answers if isinstance(a, Unanswered) and a.kind in ("failed", "capped")]
     if lost and not teaching.partial:
-        raise RunError(f"{len(answers) - len(lost)} of {len(answers)} answers are there; {len(lost)} are not, such as: "
-                       f"{str(lost[0])[:150]}. The others are kept, and the same command asks for what is missing; "
-                       "--partial writes the folder without them.")
+        way = "the same command asks" if asking else "--batch-file writes the requests"
+        reason = f", such as: {str(lost[0])[:150]}" if asking else ""
+        raise RunError(f"{len(answers) - len(lost)} of {len(answers)} answers are there; {len(lost)} are not{reason}. "
+                       f"The others are kept, and {way} for what is missing; --partial writes the folder without them.")
 
 # %% ../../nbs/llm/09_teaching.ipynb #964c94f5
 def teach(
@@ -307,11 +309,11 @@ def _teach(teaching: Teaching, teacher: Endpoint | str, out: Path, raw: RawData,
     dataset, (rows, wishes) = raw.dataset, everything_asked(teaching, raw, prompt)
     every = [wish for part in wishes.values() for wish in part]
     answers, account = answers_to(every, teacher, out / ANSWERS_FILE, progress)
-    _check_whole(answers, teaching)
+    _check_whole(answers, teaching, isinstance(teacher, str) or teacher.max_calls != 0)
     coming = iter(answers)
     taught = {split: lessons_of(Asked(rows[split], part, [next(coming) for _ in part]), dataset, prompt, teaching)
               for split, part in wishes.items()}
-    report = teacher_report(teaching, teacher, prompt, dataset, taught)
+    report = teacher_report(teaching, teacher, prompt, dataset, taught, dict(zip(every, answers, strict=True)).values())
     for split, lessons in taught.items():
         _write_table(out / f"{split}.parquet", table_of(lessons, prompt, report["model"], teaching.with_label))
     if teaching.layout:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
 from ..core import RunError, RunFile, read_json
 from ..data.examples import SEGMENT_SEPARATOR
 from ..llm.agreement import Agreement, Preference, agreement, prefer, read_scores
@@ -44,6 +46,7 @@ def prefer_run(
     second: str | Path, # Another one over the same test examples
     judge: Endpoint, # Whom to ask
     examples: int | None = None, # Pairs to ask about, at the most; each is asked about twice
+    seed: int = 0, # Draws the pairs where there are more
     progress: bool = False, # Show a progress bar
 ) -> Preference: # Raises `RunError` where the runs share no example with two rationales
     "Which of two runs writes the better rationales; the answers are kept in the first one's judge.jsonl."
@@ -51,10 +54,11 @@ def prefer_run(
     if any("generated_rationale" not in table for table in tables):
         raise RunError(f"{first} or {second} has no generated rationales. Evaluate both: cotmi evaluate RUN")
     ours, theirs = (table.dropna(subset=["generated_rationale"]).set_index("id") for table in tables)
-    shared = [name for name in ours.index if name in theirs.index][:examples]
+    shared = [name for name in ours.index if name in theirs.index]
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(shared))[:examples])
     pairs = [{"id": name, "input": str(ours.input[name]).replace(SEGMENT_SEPARATOR, "\n"),
               "gold_label": ours.gold_label[name], "first": ours.generated_rationale[name],
-              "second": theirs.generated_rationale[name]} for name in shared]
+              "second": theirs.generated_rationale[name]} for name in (shared[i] for i in drawn)]
     if not pairs or any(theirs.input[p["id"]] != ours.input[p["id"]] for p in pairs):
         raise RunError(f"{first} and {second} do not share their test examples. Compare runs of one data set.")
     return prefer(pairs, judge, Path(first) / RunFile.VERDICTS, progress)
