@@ -115,7 +115,8 @@ def test_the_readme_word_for_word(dist, installed, tmp_path):
     pip.chmod(0o755)
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("COTMI_", "PYTHONPATH", "PIP_"))}
     environ |= {"PATH": f"{installed}:/usr/bin:/bin", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(dist),
-                "PIP_NO_DEPS": "1", "PIP_FORCE_REINSTALL": "1", "OMP_NUM_THREADS": "1", "COTMI_EVALUATE_EMBEDDING_MODEL": ""}
+                "PIP_NO_DEPS": "1", "PIP_FORCE_REINSTALL": "1", "OMP_NUM_THREADS": "1",
+                "COTMI_EVALUATE_EMBEDDING_MODEL": ""}
     for line in lines:
         run("sh", "-c", line, cwd=tmp_path, env=environ)
     (metrics,) = (tmp_path / "outputs" / "demo").glob("*/metrics.json")
