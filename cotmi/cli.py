@@ -280,6 +280,7 @@ def _check_second(human: Path | None, against: Path | None) -> None:
     if human is not None:
         read_scores(human)
 
+# %% ../nbs/10_cli.ipynb #f1a32f68
 def _at_rest(folder: Path) -> "Run":
     "A run that nobody is writing."
     from cotmi.runs.run_folder import Run

@@ -31,6 +31,7 @@ _PATIENCE = 4.0 # seconds
 _REFUSALS = {401: "it is not there, or is private: log in with `hf auth login`", 404: "it is not there",
              403: "your account may not read it: ask for access on its page"}
 
+# %% ../../nbs/data/00b_hub_reach.ipynb #b7669535
 def _ask(name: str, kind: str) -> str:
     "Why the hub does not give something; empty where it does."
     from huggingface_hub import constants

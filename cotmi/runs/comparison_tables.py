@@ -39,7 +39,7 @@ def _scores(run: Run, column: str) -> pd.Series:
     values = np.asarray(pd.to_numeric(known, errors="coerce"), dtype=float)
     index = table.id.astype(str) + "\n" + table.input.astype(str)
     scores = pd.Series(values, index=index).dropna().sort_index(kind="stable")
-    return scores[~scores.index.duplicated()]
+    return scores.loc[~scores.index.duplicated()]
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #72e31d64
 class _Scores(NamedTuple):
@@ -47,12 +47,14 @@ class _Scores(NamedTuple):
     rows: pd.DataFrame # A row per example, a column per run
     longest: int # Examples of the run that has most
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #1edd2322
 def _together(runs: Sequence[Run], column: str) -> _Scores:
     "The scores of runs of one method; reading and aligning them is what a comparison of many runs spends its time on."
     columns = [_scores(run, column) for run in runs]
     rows = pd.concat(columns, axis=1, join="inner", keys=range(len(columns)))
     return _Scores(rows, max(len(c) for c in columns))
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #cbc99a81
 def _aligned(a: _Scores, b: _Scores) -> tuple[np.ndarray, np.ndarray, int]:
     "Scores [runs, examples] of both sides on the examples that all of them have, and how many others have."
     shared = a.rows.index.intersection(b.rows.index, sort=False)
@@ -139,9 +141,11 @@ def _tested(groups: Sequence[Group], metric: Metric, notes: list[str]) -> Iterat
         rows = (_pair_row(a, b, scores, metric, notes) for a, b in combinations(members, 2))
         yield from (row for row in rows if row)
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #9859045c
 _PAIR_COLUMNS = ["dataset", "a", "b", "metric", "difference", "low", "high", "p_value", "test", "examples",
                  "disagreement", "smallest"]
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #8e05f85c
 def pairs_table(
     groups: Sequence[Group], # Methods on datasets
     metrics: Sequence[Metric], # The figures wanted; those that are no means over examples are passed over

@@ -113,6 +113,7 @@ def _joined(names: Sequence[str]) -> str:
     "Names in a sentence; they have commas of their own."
     return " and ".join(filter(None, ["; ".join(names[:-1]), names[-1]]))
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #459f04e7
 def _better_than(pairs: pd.DataFrame, metric: Metric, level: float) -> dict[str, list[str]]:
     "The better method to the others of which that holds, each with the difference and its p-value."
     wins: dict[str, list[str]] = {}
@@ -122,6 +123,7 @@ def _better_than(pairs: pd.DataFrame, metric: Metric, level: float) -> dict[str,
         wins.setdefault(first, []).append(f"{second} (by {size}{points}, p {_p_said(p['p_holm'])})")
     return wins
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #fef91768
 def _p_said(p: float) -> str:
     "A p-value in a sentence."
     return _p_value(p) if p < 0.0001 else f"= {_p_value(p)}"
@@ -129,6 +131,7 @@ def _p_said(p: float) -> str:
 # %% ../../nbs/runs/13_comparison_text.ipynb #7d075538
 _OPEN = "The test cannot tell the others apart: that is no evidence that they are equal."
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #3ecb6415
 def _differences(tables: ComparisonTables, dataset: str, metric: Metric) -> list[str]:
     "In sentences, which differences of a metric hold on a dataset."
     pairs = tables.pairs.loc[(tables.pairs.dataset == dataset) & (tables.pairs.metric == metric.key)]
@@ -143,6 +146,7 @@ def _differences(tables: ComparisonTables, dataset: str, metric: Metric) -> list
     single = pairs.test.str.contains("seeds unknown").any()
     return [*said, " ".join([left, *[_OPEN] * (held < count), *[_ONE_SEED] * bool(single)])]
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #7f15ed74
 _ONE_SEED = "Where a method has one seed, this is about the one student, not about the method."
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #d49fef60
@@ -184,6 +188,7 @@ def _pair_rows(tables: ComparisonTables, metric: Metric, style: str) -> list[lis
 # %% ../../nbs/runs/13_comparison_text.ipynb #395bdef9
 _Section = tuple[str, list[list[str]]] # the title of a table, and its rows
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #b1ab1287
 def _sections(tables: ComparisonTables, style: str) -> list[_Section]:
     "Every table."
     tested = [metric for metric in METRICS if metric.key in set(tables.pairs.metric)]
@@ -192,6 +197,7 @@ def _sections(tables: ComparisonTables, style: str) -> list[_Section]:
             *((f"Differences of {metric.title}{' (points)' * (metric.unit == '%')}", _pair_rows(tables, metric, style))
               for metric in tested)]
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #2a6078a9
 def _asked(tables: ComparisonTables, metrics: Sequence[Metric], style: str) -> list[_Section]:
     "The tables of what was asked for; a dataset on which nothing of it is known has none."
     rows = [(d, _asked_rows(tables, d, metrics, style)) for d in tables.datasets]
@@ -215,6 +221,7 @@ _PUBLISHED = "Published figures are of T5-base (220M) unless said otherwise, and
 # %% ../../nbs/runs/13_comparison_text.ipynb #0b58ab01
 _MOST_NOTES = 5 # on runs left out, unless everything is asked for
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #4a3d0cfd
 def _remarks(tables: ComparisonTables, everything: bool = True) -> list[str]:
     "What a reader has to know."
     remarks = [_INTERVALS]
@@ -237,6 +244,7 @@ def _tables_text(sections: Iterable[_Section]) -> list[str]:
     "Tables under their headings."
     return [f"## {title}\n\n{_markdown_table(rows)}" for title, rows in sections]
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #9b98242f
 def markdown_text(
     tables: ComparisonTables, # Of a comparison
     metrics: Sequence[Metric] = (), # Figures to show beside accuracy
@@ -251,6 +259,7 @@ def markdown_text(
     remarks = "## To read it\n\n" + "\n".join(f"- {remark}" for remark in _remarks(tables, everything))
     return "\n\n".join([*_tables_text([first]), *sentences, *_tables_text(rest), remarks]) + "\n"
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #471c8b76
 def latex_text(
     tables: ComparisonTables, # Of a comparison
 ) -> str: # Needs the package booktabs

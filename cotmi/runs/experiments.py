@@ -61,6 +61,7 @@ def find_experiment(
     raise ConfigError(f"There is no experiment {name!r}.{nearest(name, known)} "
                       f"Known are {', '.join(sorted(known)) or 'none'}; a path to a notebook will do as well.")
 
+# %% ../../nbs/runs/08_experiments.ipynb #e74f4b1e
 def find_sweep(
     name: str | Path, # Such as `demo_methods`, or a path to a file
 ) -> Path: # The file; a path that is not there is returned as it is, for its reader to complain of

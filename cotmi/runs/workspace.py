@@ -57,6 +57,7 @@ def _fill(folder: Path, name: str) -> None:
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
 
+# %% ../../nbs/runs/08b_workspace.ipynb #66862b46
 def new_workspace(
     folder: str | Path, # To be made; it may be there where it is empty
 ) -> Path: # The folder
