@@ -1,5 +1,5 @@
 # The one-command doors of the workbench. Each makes .venv with the tested packages first if it is missing or out of date.
-.PHONY: help install demo lab test drill docs readme bench clean
+.PHONY: help install demo lab test drill docs readme wheel bench clean
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
@@ -9,12 +9,14 @@ BIN := $(VENV)/bin
 # Under this name `make -n` prints the line that calls it; a line with make's own variable in it is run all the same.
 AGAIN := $(MAKE)
 STAMP := $(VENV)/.installed
+# The versions to install; constraints-lowest.txt has the floors, /dev/null leaves it to the newest.
+CONSTRAINTS ?= constraints.txt
 # `make bench BENCH=--quick` takes minutes instead of the better part of an hour.
 BENCH ?=
 # `make drill DRILL='--kills 6 --writes 6 --notebooks 1'` is a small one.
 DRILL ?=
 # What the environment was installed for; another place, another pyproject.toml or other versions install anew.
-WANTED = $$( (pwd; cat pyproject.toml constraints.txt) | cksum)
+WANTED = $$( (pwd; cat pyproject.toml $(CONSTRAINTS); echo $(CONSTRAINTS)) | cksum)
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 help:
@@ -24,6 +26,7 @@ help:
 	@echo "make drill    kill runs at random moments and at every write, and compare what they end with (most of an hour)"
 	@echo "make docs     build the documentation into docs/_build/html"
 	@echo "make readme   write README.md from nbs/index.ipynb"
+	@echo "make wheel    build sdist and wheel into dist/, install them where nothing else is and run the demo there"
 	@echo "make bench    measure speed and memory beside the published formula (in minutes: make bench BENCH=--quick)"
 	@echo "make clean    delete .venv, caches and built documentation; runs in outputs/ stay"
 
@@ -52,10 +55,10 @@ packages:
 	    index=$$(said index-url | cut -d' ' -f1); \
 	    if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
 	    export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(said find-links | tr ' ' ,)}" UV_INDEX="$${UV_INDEX:-$$(said extra-index-url)}"; \
-	    UV_INDEX_STRATEGY=unsafe-best-match uv pip install -q --python "$(BIN)/python" -e '.[dev]' -c constraints.txt && exit 0; \
+	    UV_INDEX_STRATEGY=unsafe-best-match uv pip install -q --python "$(BIN)/python" -e '.[dev]' -c $(CONSTRAINTS) && exit 0; \
 	    echo "uv could not install the packages; pip tries it."; \
 	fi; \
-	"$(BIN)/python" -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	"$(BIN)/python" -m pip install -q --disable-pip-version-check -e '.[dev]' -c $(CONSTRAINTS)
 
 # Notebooks are cleaned when JupyterLab saves them and merged cell by cell by git. nbdev would set this up in the home
 # folder; the environment's own Jupyter folder does as well and leaves the home folder alone.
@@ -78,6 +81,7 @@ lab: install
 
 test: install
 	"$(BIN)/ruff" check
+	.ci/sizes
 	"$(BIN)/basedpyright"
 	HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers 2
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile
@@ -91,10 +95,14 @@ docs: install
 readme: install
 	@"$(BIN)/python" docs/build.py --readme
 
+wheel: install
+	@"$(BIN)/python" -m build --no-isolation -o dist .
+	@"$(BIN)/python" -m pytest tests/test_wheel.py
+
 bench: install
 	@"$(BIN)/python" -m benchmarks.step $(BENCH)
 	@[ -n "$(BENCH)" ] || { "$(BIN)/python" -m benchmarks.evaluate && "$(BIN)/python" -m benchmarks.mi_side_by_side; }
 
 clean:
-	rm -rf .venv _proc docs/_build docs/_site_src .pytest_cache .ruff_cache .hypothesis cotmi.egg-info
+	rm -rf .venv dist build _proc docs/_build docs/_site_src .pytest_cache .ruff_cache .hypothesis cotmi.egg-info
 	find nbs cotmi tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

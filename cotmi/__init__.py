@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["CompareDashboard", "Run", "RunConfig", "RunDashboard", "compare_runs", "correlation", "estimate_mi",
            "evaluate", "list_runs", "load_data", "load_student", "train"]

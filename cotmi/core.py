@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap
 
 from cotmi.errors import ( # noqa: F401 (all of them are known by this place too)
     ConfigError, CotmiError, DataError, EstimationError, RunError, SettingsError, StorageError, StudentError,
@@ -235,6 +234,8 @@ def bootstrap_interval(
     value = float(statistic(rows, axis=0))
     if len(rows) == 1 or np.all(rows == rows[0]):
         return Interval(value, value, value)
+    from scipy.stats import bootstrap # a second to import, and `cotmi --help` does without
+
     ends = bootstrap((rows,), statistic, confidence_level=level, n_resamples=resamples, method="percentile",
                      batch=max(1, 5_000_000 // rows.size), rng=np.random.default_rng(seed)).confidence_interval
     return Interval(value, float(ends.low), float(ends.high))

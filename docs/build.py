@@ -380,6 +380,7 @@ def command_line() -> str:
 TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "which_student", "new_critic_or_objective",
              "mi_estimators", "the_papers_term", "term_study", "demo_methods", "many_machines", "reading_a_run",
              "sharing_a_student")
+GUIDES = ("which_method", "gallery", "paper_to_code", "commands", "settings")
 EXPERIMENTS = ("demo", "svamp", "cqa", "anli1", "esnli", "compare")
 
 def write_source(target: Path, run: bool, jobs: int) -> None:
@@ -391,7 +392,7 @@ def write_source(target: Path, run: bool, jobs: int) -> None:
     sources = {name: Source(module_file(name)) for name in modules}
     tutorials = ordered(NOTEBOOKS / "tutorials", TUTORIALS)
     experiments = ordered(NOTEBOOKS / "experiments", EXPERIMENTS)
-    guides = [p for p in (NOTEBOOKS / "paper_to_code.ipynb", NOTEBOOKS / "settings.ipynb") if p.exists()]
+    guides = [NOTEBOOKS / f"{name}.ipynb" for name in GUIDES]
 
     pages = {path: f"reference/{name.replace('.', '/')}" for name, path in modules.items()}
     pages |= {p: f"tutorials/{p.stem}" for p in tutorials} | {p: f"experiments/{p.stem}" for p in experiments}

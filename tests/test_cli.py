@@ -9,7 +9,8 @@ import pytest
 
 from cotmi import cli
 from cotmi.cli import main
-from cotmi.runs import run_process
+from cotmi.runs import experiments, run_process
+from cotmi.runs import run_folder as run_folder_module
 from cotmi.runs.experiments import check_parameters, experiment_parameters, find_experiment, planned_config
 from cotmi.runs.run_folder import run_folder, start_run
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def nothing_runs(monkeypatch, request):
     "Whatever is refused must be refused before a notebook starts."
     if "may_run" not in request.keywords:
-        monkeypatch.setattr(cli, "run_experiment", lambda *a, **k: pytest.fail("a notebook was started"))
+        monkeypatch.setattr(experiments, "run_experiment", lambda *a, **k: pytest.fail("a notebook was started"))
 
 
 @pytest.fixture
@@ -274,7 +275,7 @@ def test_unforeseen_errors_are_named_and_traced_on_demand(cotmi, monkeypatch):
     def fall(*_):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(cli, "find_experiment", fall)
+    monkeypatch.setattr(experiments, "find_experiment", fall)
     code, _, err = cotmi("run", "demo")
     assert code == 1 and err == "cotmi: unforeseen ZeroDivisionError: by zero. --debug shows where; please report it.\n"
     code, _, err = cotmi("run", "demo", "--debug")
@@ -283,9 +284,10 @@ def test_unforeseen_errors_are_named_and_traced_on_demand(cotmi, monkeypatch):
 
 def test_command_is_recorded(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "run_experiment", lambda path, parameters, config, out, command: seen.append(command))
+    monkeypatch.setattr(experiments, "run_experiment",
+                        lambda path, parameters, config, out, command: seen.append(command))
     monkeypatch.setattr(cli, "_show_run", lambda run: None)
-    monkeypatch.setattr(cli, "Run", lambda folder: None)
+    monkeypatch.setattr(run_folder_module, "Run", lambda folder: None)
     monkeypatch.setattr(sys, "argv", ["cotmi", "run", "demo", "-p", "seed", "77", "-p", "student", "my student"])
     with pytest.raises(SystemExit) as ended:
         main()

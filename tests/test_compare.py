@@ -97,7 +97,7 @@ def test_p_values_are_those_of_the_tests(runs):
     assert found.pairs.p_holm.to_numpy() == pytest.approx(holm(found.pairs.p_value)) # datasets and figures together
     alone = compare_runs(runs, metrics=COMPARED[:1]).pairs
     assert (alone.p_holm.to_numpy() <= accuracy.p_holm.to_numpy()).all()
-    text = found.to_markdown()
+    text = found.to_markdown(everything=True)
     assert f"over all {len(found.pairs)} comparisons" in text
     shown = sum(line.count("t test over examples") for line in text.splitlines())
     assert shown == len(found.pairs) # what is corrected for is what is shown
@@ -119,7 +119,7 @@ def test_single_seeds_use_mcnemar_and_say_so(runs):
     row = found.pairs[(found.pairs.metric == "test/accuracy") & (found.pairs.b == "mi paper-masked")].iloc[0]
     a, b = (next(r for r in ours if r.config["method"] == m).predictions.correct for m in ("finetune", "mi"))
     assert row.p_value == pytest.approx(mcnemar_exact(a, b).p_value) and "McNemar" in row.test
-    text = found.to_markdown()
+    text = found.to_markdown(everything=True)
     assert re.search(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\]", text) and "±" not in text.split("\n- ")[0]
     assert row.p_holm < 0.001 and not found.table.bold.any() # these runs differ; their methods are not known to
 
@@ -159,7 +159,7 @@ def test_seeds_that_agree_are_no_certainty(mute):
     assert (row.value, row.low, row.seeds) == (0, 0, 3) and row.high == pytest.approx(1 - 0.025 ** (1 / N))
     difference = found.pairs[found.pairs.metric == "test/accuracy"].iloc[0]
     assert difference.p_value == 1 and difference.low < 0 < difference.high
-    lines = {x.split("|")[1].strip(): x for x in found.to_markdown().splitlines() if x.startswith("|")}
+    lines = {x.split("|")[1].strip(): x for x in found.to_markdown(everything=True).splitlines() if x.startswith("|")}
     assert "0.0 [0.0, 0.6] (3 seeds)" in lines["accuracy (%)"]
     assert "0.0 [0.0, 0.6] (3 seeds)" in lines["valid labels (%)"]
     assert "0.0 (3 seeds) †" in lines["ECE (%)"] # no share, and no spread
@@ -174,10 +174,10 @@ def test_calibration_of_a_student_that_answers_nothing_is_never_the_best(mute, t
     assert ece.best.to_dict() == {"finetune": False, "single_task": True, "dss": False} and not ece.bold.any()
     assert not found.table[found.table.metric == "test/accuracy"].caution.any()
     assert not compare_runs(mute).table.query("metric == 'test/ece'").best.any()
-    text, latex = found.to_markdown(), found.to_latex()
+    text, latex = found.to_markdown(everything=True), found.to_latex()
     assert "† Right no more often than the majority label, or fewer than 50 % valid labels" in text
     assert "†" not in re.sub(r"(?m)^%.*", "", latex) and r"$\dagger$" in latex
-    assert "†" not in compare_runs(speaks).to_markdown()
+    assert "†" not in compare_runs(speaks).to_markdown(everything=True)
     # half of the labels must be valid, however many of them are right
     garbled = make_run(tmp_path, "demo", "dss", 0, 0.6, metrics={"test/valid_label": 0.4})
     assert compare_runs([garbled]).table.query("metric == 'test/ece'").caution.all()
@@ -221,11 +221,12 @@ def test_a_pair_of_runs(runs):
 def test_published_figures_stand_beside_ours_with_their_source(runs, tmp_path):
     found = compare_runs(runs)
     assert set(found.published.dataset) == {"cqa", "svamp"}
-    lines = {line.split("|")[1].strip(): line for line in found.to_markdown().splitlines() if line.startswith("|")}
+    whole = found.to_markdown(everything=True)
+    lines = {line.split("|")[1].strip(): line for line in whole.splitlines() if line.startswith("|")}
     assert "62.19 [1], 60.20 [3]" in lines["finetune"] and "62.63 [1]" in lines["finetune"]
     assert "63.88 [2]" in lines["mi paper-masked"] and "68.00 [2]" in lines["mi paper-masked"]
     assert "61.37 [1]" in lines["single_task"] # published, not run by us
-    text = found.to_markdown()
+    text = found.to_markdown(everything=True)
     for source in ("Hsieh et al. 2023, arXiv 2305.02301", "Chen et al. 2024, arXiv 2403.03348", "independent rerun"):
         assert source in text
     assert "20.0" in lines["majority"] and "74.0" in lines["teacher"]

@@ -447,6 +447,7 @@ def test_a_hub_dataset_with_a_configuration(monkeypatch):
         return {"train": HFDataset.from_list(ROWS[:30]), "validation": HFDataset.from_list(ROWS[30:])}
 
     monkeypatch.setattr(cotmi.data.hub, "load_dataset", load_dataset)
+    monkeypatch.setattr(cotmi.data.hub, "why_not_on_hub", lambda name, kind: "")
     data = load_data("hub:owner/name:plain", columns=NAMES)
     assert set(asked) == {("owner/name", "plain")}
     assert sizes(data) == {"train": 27, "valid": 10, "test": 3} and data.spec.name == "owner-name-plain"

@@ -2,11 +2,9 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -123,29 +121,19 @@ def test_commands_work_without_extras(words, said):
     assert done.returncode == 0 and said in done.stdout, done.stderr
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-                           "--wheel-dir", str(folder), str(copy_of_sources(folder))], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return next(folder.glob("*.whl"))
+def test_every_room_is_packaged():
+    told = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    rooms = {".".join(p.parent.relative_to(ROOT).parts) for p in MODULES}
+    assert rooms <= told and all(name.startswith(("cotmi.notebooks", "cotmi.llm.prompts")) for name in told - rooms)
 
 
-def copy_of_sources(folder: Path) -> Path:
-    "The package's sources elsewhere: building leaves folders behind."
-    place = folder / "sources"
-    shutil.copytree(ROOT / "cotmi", place / "cotmi", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, place / name)
-    return place
-
-
-def test_the_wheel_holds_every_room(wheel):
-    packed = set(zipfile.ZipFile(wheel).namelist())
-    ours = {str(p.relative_to(ROOT)) for p in (ROOT / "cotmi").rglob("*")
-            if p.suffix in (".py", ".css", ".js", ".typed", ".txt")}
-    assert "cotmi/py.typed" in ours and ours <= packed
-    assert all(name.startswith(("cotmi/", "cotmi-")) for name in packed)
-    entry_points = next(n for n in packed if n.endswith("entry_points.txt"))
-    assert "cotmi = cotmi.cli:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
+def test_messages_name_extras_that_exist():
+    for path in [*MODULES, *(ROOT / "nbs").rglob("*.ipynb")]:
+        for named in re.findall(r"cotmi\[([\w,]+)\]", path.read_text(encoding="utf-8")):
+            assert set(named.split(",")) <= set(EXTRAS), f"{path.name} names cotmi[{named}]"
+    for path in MODULES:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "require":
+                continue
+            for extra in (a.value for a in call.args[1:2] if isinstance(a, ast.Constant)):
+                assert extra in EXTRAS, f"{path.name} names the extra {extra!r}"

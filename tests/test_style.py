@@ -18,13 +18,16 @@ RECORDS = ("data.labels", "students.methods", "information.bounds", "information
 # Imports inside functions, each with its reason.
 TORCH = "brings torch, which takes seconds to import, and readers of runs do without it"
 EXTRA = "needs packages of the extra `dashboards`"
-COMMAND = "only this command needs it"
+COMMAND = "only this command needs it, and help has to come at once"
 LATE = {
     ("__init__", "core"): "only where an extra is missing",
-    ("cli", "data.fetch"): COMMAND, ("cli", "llm.endpoint"): COMMAND, ("cli", "runs.comparison"): COMMAND,
-    ("cli", "llm.commands"): COMMAND, ("cli", "data.dataset"): COMMAND,
-    ("cli", "runs.judging"): COMMAND, ("cli", "runs.second_opinions"): COMMAND,
-    ("cli", "dashboards.report"): COMMAND,
+    **{("cli", module): COMMAND for module in (
+        "data.dataset", "data.fetch", "dashboards.dashboard_notebook", "dashboards.data_page", "dashboards.report",
+        "evaluation.metrics",
+        "llm.agreement", "llm.commands", "llm.endpoint", "runs.comparison", "runs.evaluating", "runs.experiments",
+        "runs.judging", "runs.results", "runs.run_folder", "runs.second_opinions", "runs.sharing",
+        "runs.sweep", "runs.workspace",
+        "training.run_config")},
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
     ("dashboards.asking", "students.tasks"): TORCH, ("dashboards.asking", "training.run_lengths"): TORCH,
     ("dashboards.calibration_figures", "evaluation.calibration"): TORCH,
@@ -40,7 +43,6 @@ LATE = {
     ("runs.comparison", "runs.comparison_figure"): EXTRA,
     ("runs.evaluating", "evaluation.evaluator"): TORCH, ("runs.execution", "evaluation.evaluator"): TORCH,
     ("runs.execution", "training.trainer"): TORCH, ("runs.execution", "training.run_lengths"): TORCH,
-    ("cli", "llm.agreement"): COMMAND,
     ("runs.run_folder", "students.loading"): TORCH,
     ("runs.run_folder", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "data.loading"): "datasets takes a second to import",

@@ -148,7 +148,7 @@ def _report_of_runs(place: Path, folder: Path, markdown: bool) -> Path:
     title = f"Comparison of {len(dash.runs)} runs"
     page = write_text(folder / "report.html", report_html(dash, title, on_paper(dash.said)))
     if markdown:
-        _write_markdown(dash, title, [compare_runs(dash.runs).to_markdown()], [], folder)
+        _write_markdown(dash, title, [compare_runs(dash.runs).to_markdown(everything=True)], [], folder)
     return page
 
 # %% ../../nbs/dashboards/35_report.ipynb #f6cf80ee

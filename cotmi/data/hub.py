@@ -15,6 +15,7 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
 from ..core import DataError, one_line
+from .hub_reach import why_not_on_hub
 from .identity import fingerprint_tables
 from .reading import arrow_rows
 from .split_files import name_splits
@@ -41,6 +42,8 @@ def load_hub(
 ) -> dict[str, HFDataset]: # train, valid, test and whatever else it has
     "The splits of a hub data set by our names; `DataError` where it cannot be loaded."
     _, dataset, configuration, *_ = [*name.split(":", 2), ""]
+    if reason := why_not_on_hub(dataset, "dataset"):
+        raise _no_hub(dataset, ConnectionError(reason))
     try:
         parts = load_dataset(dataset, configuration or None)
         roles = name_splits([str(split) for split in parts])

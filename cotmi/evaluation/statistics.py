@@ -136,6 +136,14 @@ def mcnemar_exact(
     p_value = cast(Any, mcnemar(counts, exact=True)).pvalue if only_a + only_b else 1.0
     return McNemar(float(p_value), only_a, only_b, both, neither)
 
+# %% ../../nbs/evaluation/01_statistics.ipynb #98124fcd
+def _disagreement(a: np.ndarray, b: np.ndarray) -> float:
+    "Share of examples that a run of either side scores differently, over all pairs [seeds_a, n] and [seeds_b, n]."
+    if all(np.isin(x, (0, 1)).all() for x in (a, b)): # of right and wrong the two means say it, however many seeds
+        p, q = a.mean(axis=0), b.mean(axis=0)
+        return float(np.mean(p * (1 - q) + q * (1 - p)))
+    return float(np.mean([np.mean(b != x) for x in a]))
+
 # %% ../../nbs/evaluation/01_statistics.ipynb #f8d43f69
 def compare_methods(
     a: ArrayLike, # [seeds_a, n] scores of one method: a row per seed, a column per example
@@ -152,7 +160,7 @@ def compare_methods(
         return _without_spread(a, b, float(gap[0]), level, name)
     parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (gap, *seeds) if len(x) > 1]
     variance = sum(v for v, _ in parts)
-    disagreement = float(np.mean([np.mean(x != y) for x in a for y in b]))
+    disagreement = _disagreement(a, b)
     freedom = variance**2 / sum(v**2 / d for v, d in parts if v > 0)
     low, high = np.clip(stats.t.interval(level, freedom, value, variance**0.5), *_furthest(a, b))
     p_value = 2 * stats.t.sf(abs(value) / variance**0.5, freedom)

@@ -26,9 +26,15 @@ class Comparison(ComparisonTables):
     "Methods on datasets, side by side, in every form."
     def __str__(self) -> str: return self.to_markdown()
     def _repr_markdown_(self) -> str: return self.to_markdown()
-    def to_markdown(self) -> str: return markdown_text(self) # Tables under headings, then remarks
     def to_latex(self) -> str: return latex_text(self) # Tables for the package booktabs, remarks as comments
     def to_csv(self) -> str: return csv_text(self) # A row a figure, ours and the published ones with their source
+
+    def to_markdown(self,
+        metrics: Sequence[Metric] = (), # Figures to show beside accuracy, of those that were compared
+        everything: bool = False, # Show every figure and every difference
+    ) -> str: # Tables under headings and sentences, then remarks
+        "Accuracies, which of their differences hold, what was asked for; or all of it."
+        return markdown_text(self, metrics, everything)
 
     def figure(self,
         metric: str = "test/accuracy", # A key of the table
@@ -43,7 +49,7 @@ class Comparison(ComparisonTables):
         folder: str | Path, # Where to write
     ) -> Path: # The folder, with comparison.md, .tex, .csv, pairs.csv and, where plotly is installed, comparison.html
         "Write the comparison in every form."
-        forms = {"comparison.md": self.to_markdown(), "comparison.tex": self.to_latex(),
+        forms = {"comparison.md": self.to_markdown(everything=True), "comparison.tex": self.to_latex(),
                  "comparison.csv": self.to_csv(), "pairs.csv": self.pairs.to_csv(index=False)}
         if is_installed("plotly"):
             forms["comparison.html"] = self.figure().to_html(include_plotlyjs=True)

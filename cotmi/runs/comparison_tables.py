@@ -7,10 +7,10 @@ __all__ = ['PairReport', 'compare_pair', 'figures_table', 'pairs_table', 'mark_b
            'look_up']
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #4cf9be57
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,19 +38,28 @@ def _scores(run: Run, column: str) -> pd.Series:
     known = table[column].astype(object).where(table[column].notna(), None)
     values = np.asarray(pd.to_numeric(known, errors="coerce"), dtype=float)
     index = table.id.astype(str) + "\n" + table.input.astype(str)
-    return pd.Series(values, index=index).dropna().groupby(level=0).first()
+    scores = pd.Series(values, index=index).dropna().sort_index(kind="stable")
+    return scores.loc[~scores.index.duplicated()]
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #72e31d64
-def _aligned(a: Sequence[Run], b: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray, int]:
+class _Scores(NamedTuple):
+    "A column of several runs, on the examples that all of them have."
+    rows: pd.DataFrame # A row per example, a column per run
+    longest: int # Examples of the run that has most
+
+# %% ../../nbs/runs/12_comparison_tables.ipynb #1edd2322
+def _together(runs: Sequence[Run], column: str) -> _Scores:
+    "The scores of runs of one method; reading and aligning them is what a comparison of many runs spends its time on."
+    columns = [_scores(run, column) for run in runs]
+    rows = pd.concat(columns, axis=1, join="inner", keys=range(len(columns)))
+    return _Scores(rows, max(len(c) for c in columns))
+
+# %% ../../nbs/runs/12_comparison_tables.ipynb #cbc99a81
+def _aligned(a: _Scores, b: _Scores) -> tuple[np.ndarray, np.ndarray, int]:
     "Scores [runs, examples] of both sides on the examples that all of them have, and how many others have."
-    columns = [_scores(run, column) for run in (*a, *b)]
-    shared = columns[0].index
-    for other in columns[1:]:
-        shared = shared.intersection(other.index)
-    if not len(shared):
-        raise RunError(f"{a[0].path} and {b[0].path} share no test example with a value of {column!r}.")
-    rows = np.stack([c.loc[shared].to_numpy() for c in columns])
-    return rows[:len(a)], rows[len(a):], max(len(c) for c in columns) - len(shared)
+    shared = a.rows.index.intersection(b.rows.index, sort=False)
+    sides = [side.rows.loc[shared].to_numpy().T for side in (a, b)]
+    return sides[0], sides[1], max(a.longest, b.longest) - len(shared)
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #e7da85a0
 @dataclass(frozen=True)
@@ -74,7 +83,9 @@ def compare_pair(
     b: Run, # Another on the same test examples
 ) -> PairReport: # Both tests of their difference
     "Compare two single runs; says nothing of their methods, since seeds differ too."
-    (one,), (other,), _ = _aligned([a], [b], "correct")
+    (one,), (other,), _ = _aligned(_together([a], "correct"), _together([b], "correct"))
+    if not len(one):
+        raise RunError(f"{a.path} and {b.path} share no test example with a value of 'correct'.")
     difference, counts = paired_bootstrap(one, other), mcnemar_exact(one, other)
     return PairReport(a.title, b.title, difference, counts,
                       smallest_difference(difference.examples, difference.disagreement))
@@ -99,11 +110,12 @@ def figures_table(
     return pd.DataFrame(rows, columns=_FIGURE_COLUMNS)
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #4dc26e5b
-def _pair_row(a: Group, b: Group, metric: Metric, notes: list[str]) -> dict[str, Any] | None:
+def _pair_row(
+    a: Group, b: Group, scores: Mapping[str, _Scores], metric: Metric, notes: list[str],
+) -> dict[str, Any] | None:
     "The test of two methods; None where a side has no such column, no rationales say."
-    try:
-        x, y, left_out = _aligned(a.runs, b.runs, metric.column)
-    except RunError:
+    x, y, left_out = _aligned(scores[a.name], scores[b.name])
+    if not x.size:
         return None
     single = len(x) == len(y) == 1
     difference = paired_bootstrap(x[0], y[0]) if single else compare_methods(x, y)
@@ -121,18 +133,27 @@ def _pair_row(a: Group, b: Group, metric: Metric, notes: list[str]) -> dict[str,
             "smallest": smallest}
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #270a2791
+def _tested(groups: Sequence[Group], metric: Metric, notes: list[str]) -> Iterator[dict[str, Any]]:
+    "The tests of one metric, dataset by dataset."
+    for dataset in dict.fromkeys(g.dataset for g in groups):
+        members = [g for g in groups if g.dataset == dataset]
+        scores = {g.name: _together(g.runs, metric.column) for g in members if len(members) > 1}
+        rows = (_pair_row(a, b, scores, metric, notes) for a, b in combinations(members, 2))
+        yield from (row for row in rows if row)
+
+# %% ../../nbs/runs/12_comparison_tables.ipynb #9859045c
 _PAIR_COLUMNS = ["dataset", "a", "b", "metric", "difference", "low", "high", "p_value", "test", "examples",
                  "disagreement", "smallest"]
 
+# %% ../../nbs/runs/12_comparison_tables.ipynb #8e05f85c
 def pairs_table(
     groups: Sequence[Group], # Methods on datasets
     metrics: Sequence[Metric], # The figures wanted; those that are no means over examples are passed over
     notes: list[str], # Gets a sentence where examples are not compared
 ) -> pd.DataFrame: # A row per tested pair and metric, with p_value and p_holm
     "Test every pair of methods on a dataset, and correct over all of them."
-    pairs = [(a, b) for a, b in combinations(groups, 2) if a.dataset == b.dataset]
-    rows = [_pair_row(a, b, metric, notes) for metric in metrics if metric.column for a, b in pairs]
-    table = pd.DataFrame([row for row in rows if row], columns=_PAIR_COLUMNS)
+    rows = [row for metric in metrics if metric.column for row in _tested(groups, metric, notes)]
+    table = pd.DataFrame(rows, columns=_PAIR_COLUMNS)
     table.insert(8, "p_holm", holm(table.p_value)) # over all datasets and metrics
     return table
 

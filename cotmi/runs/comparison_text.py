@@ -7,6 +7,7 @@ __all__ = ['markdown_text', 'latex_text', 'csv_text']
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #a8cca320
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,59 @@ def _accuracy_rows(tables: ComparisonTables, style: str) -> list[list[str]]:
         rows.append([name, *(c for d, v in values.items() for c in (_decimals(v, _ACCURACY), *[""] * (d in known)))])
     return [header, *rows]
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #16ff513b
+def _joined(names: Sequence[str]) -> str:
+    "Names in a sentence; they have commas of their own."
+    return " and ".join(filter(None, ["; ".join(names[:-1]), names[-1]]))
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #459f04e7
+def _better_than(pairs: pd.DataFrame, metric: Metric, level: float) -> dict[str, list[str]]:
+    "The better method to the others of which that holds, each with the difference and its p-value."
+    wins: dict[str, list[str]] = {}
+    for p in pairs.loc[pairs.p_holm < level].sort_values("difference", key=abs, ascending=False).to_dict("records"):
+        first, second = (p["a"], p["b"]) if (p["difference"] > 0) == (metric.better == "higher") else (p["b"], p["a"])
+        size, points = _decimals(abs(p["difference"]), metric), " points" * (metric.unit == "%")
+        wins.setdefault(first, []).append(f"{second} (by {size}{points}, p {_p_said(p['p_holm'])})")
+    return wins
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #fef91768
+def _p_said(p: float) -> str:
+    "A p-value in a sentence."
+    return _p_value(p) if p < 0.0001 else f"= {_p_value(p)}"
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #7d075538
+_OPEN = "The test cannot tell the others apart: that is no evidence that they are equal."
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #3ecb6415
+def _differences(tables: ComparisonTables, dataset: str, metric: Metric) -> list[str]:
+    "In sentences, which differences of a metric hold on a dataset."
+    pairs = tables.pairs.loc[(tables.pairs.dataset == dataset) & (tables.pairs.metric == metric.key)]
+    if not len(pairs):
+        return []
+    where, what = f"On {dataset}", f"in {metric.name}" if metric.column != "correct" else "in accuracy"
+    wins = _better_than(pairs, metric, tables.level)
+    said = [f"{where}, {name} is better {what} than {_joined(others)}." for name, others in wins.items()]
+    count, held = len(pairs), sum(map(len, wins.values()))
+    left = (f"{where}, {held or 'none'} of {count} differences {what} hold{'s' * (held < 2)} "
+            f"(p (Holm) < {tables.level:g}).")
+    single = pairs.test.str.contains("seeds unknown").any()
+    return [*said, " ".join([left, *[_OPEN] * (held < count), *[_ONE_SEED] * bool(single)])]
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #7f15ed74
+_ONE_SEED = "Where a method has one seed, this is about the one student, not about the method."
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #d49fef60
+def _asked_rows(tables: ComparisonTables, dataset: str, metrics: Sequence[Metric], style: str) -> list[list[str]]:
+    "Header and rows of chosen figures of one dataset: a row per method, a column per metric."
+    part = tables.table.loc[tables.table.dataset == dataset]
+    metrics = [m for m in metrics if m.key in set(part.metric)]
+    rows = [["method", *(_cell(m.heading, False, style) for m in metrics)]]
+    for name in sorted(dict.fromkeys(part.method), key=_order):
+        found = [(m, look_up(part, method=name, metric=m.key)) for m in metrics]
+        rows.append([_cell(name, False, style), *(
+            "–" if row is None else _cell(_number(row, m), row.bold, style) for m, row in found)])
+    return rows
+
 # %% ../../nbs/runs/13_comparison_text.ipynb #845a8150
 def _metric_rows(tables: ComparisonTables, dataset: str, style: str) -> list[list[str]]:
     "Header and rows of everything that is known of one dataset: a row per metric, a column per method."
@@ -132,13 +186,22 @@ def _pair_rows(tables: ComparisonTables, metric: Metric, style: str) -> list[lis
     return rows
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #395bdef9
-def _sections(tables: ComparisonTables, style: str) -> list[tuple[str, list[list[str]]]]:
-    "Title and rows of every table."
+_Section = tuple[str, list[list[str]]] # the title of a table, and its rows
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #b1ab1287
+def _sections(tables: ComparisonTables, style: str) -> list[_Section]:
+    "Every table."
     tested = [metric for metric in METRICS if metric.key in set(tables.pairs.metric)]
     return [("Accuracy (%)", _accuracy_rows(tables, style)),
             *((f"All figures, {d}", _metric_rows(tables, d, style)) for d in tables.datasets),
             *((f"Differences of {metric.title}{' (points)' * (metric.unit == '%')}", _pair_rows(tables, metric, style))
               for metric in tested)]
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #2a6078a9
+def _asked(tables: ComparisonTables, metrics: Sequence[Metric], style: str) -> list[_Section]:
+    "The tables of what was asked for; a dataset on which nothing of it is known has none."
+    rows = [(d, _asked_rows(tables, d, metrics, style)) for d in tables.datasets]
+    return [(f"Asked for, {d}", table) for d, table in rows if len(table[0]) > 1]
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #cc80a945
 _INTERVALS = (
@@ -156,27 +219,47 @@ _SMALLEST = (
 _PUBLISHED = "Published figures are of T5-base (220M) unless said otherwise, and come without intervals."
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #0b58ab01
-def _remarks(tables: ComparisonTables) -> list[str]:
+_MOST_NOTES = 5 # on runs left out, unless everything is asked for
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #4a3d0cfd
+def _remarks(tables: ComparisonTables, everything: bool = True) -> list[str]:
     "What a reader has to know."
     remarks = [_INTERVALS]
     if len(tables.pairs):
-        remarks += [_TESTS.format(count=tables.pairs.p_holm.notna().sum(), level=tables.level), _SMALLEST]
+        remarks.append(_TESTS.format(count=tables.pairs.p_holm.notna().sum(), level=tables.level))
+        remarks += [_SMALLEST] * everything
     if tables.table.caution.any():
         remarks.append(f"† {CAUTION} It never counts as the best.")
     remarks += [f"{b['dataset']}: {b['examples']} test examples, student {b['student']}{b['budget']}."
                 for b in tables.baselines.to_dict("records")]
     if len(tables.published):
         remarks.append(" ".join([_PUBLISHED, *(f"[{i}] {source}." for source, i in tables.sources.items())]))
-    return remarks + tables.notes
+    more = len(tables.notes) - _MOST_NOTES
+    if everything or more <= 0:
+        return remarks + tables.notes
+    return [*remarks, *tables.notes[:_MOST_NOTES], f"{more} more such notes: --all shows them."]
 
 # %% ../../nbs/runs/13_comparison_text.ipynb #f3b986a6
+def _tables_text(sections: Iterable[_Section]) -> list[str]:
+    "Tables under their headings."
+    return [f"## {title}\n\n{_markdown_table(rows)}" for title, rows in sections]
+
+# %% ../../nbs/runs/13_comparison_text.ipynb #9b98242f
 def markdown_text(
     tables: ComparisonTables, # Of a comparison
-) -> str: # Tables under headings, then remarks
-    "A comparison as Markdown."
-    parts = [f"## {title}\n\n{_markdown_table(rows)}" for title, rows in _sections(tables, "markdown")]
-    return "\n\n".join([*parts, "\n".join(f"- {remark}" for remark in _remarks(tables))]) + "\n"
+    metrics: Sequence[Metric] = (), # Figures to show beside accuracy
+    everything: bool = False, # Show every figure and every difference
+) -> str: # Tables under headings and sentences, then remarks
+    "A comparison as Markdown: accuracies, which differences hold, what was asked for."
+    asked = [m for m in metrics if m.key != _ACCURACY.key]
+    said = [line for d in tables.datasets for m in (_ACCURACY, *asked) for line in _differences(tables, d, m)]
+    first, *rest = _sections(tables, "markdown") if everything else [
+        ("Accuracy (%)", _accuracy_rows(tables, "markdown")), *_asked(tables, asked, "markdown")]
+    sentences = ["## Which differences hold\n\n" + "\n".join(f"- {line}" for line in said)] if said else []
+    remarks = "## To read it\n\n" + "\n".join(f"- {remark}" for remark in _remarks(tables, everything))
+    return "\n\n".join([*_tables_text([first]), *sentences, *_tables_text(rest), remarks]) + "\n"
 
+# %% ../../nbs/runs/13_comparison_text.ipynb #471c8b76
 def latex_text(
     tables: ComparisonTables, # Of a comparison
 ) -> str: # Needs the package booktabs

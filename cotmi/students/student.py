@@ -8,17 +8,19 @@ __all__ = ['FAMILIES', 'family_for', 'family_of', 'Student', 'trained_share', 'm
 # %% ../../nbs/students/08_student.ipynb #50b132c3
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core import StudentError, write_files
+from ..core import StudentError, write_files, write_text
 from .adapters import Adapter, merge_adapter, save_adapter, trained_values
 from .causal import CAUSAL
 from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
 from .layout import AS_USUAL, TextLayout, write_layout
+from .publishing import push_folder
 from .saving import save_model
 from .shared_prompt import with_shared_prompt
 from .t5_fast_path import with_fast_path
@@ -84,6 +86,14 @@ class Student:
         "Write a Hugging Face checkpoint or peft's (safetensors, no pickle), each file whole and as the umask says."
         return write_files(folder, lambda made: _write_checkpoint(self, made, Path(home or folder)))
 
+    def push_to_hub(self,
+        repo: str, # owner/name on the hub
+        card: str = "", # Its page, as `cotmi.runs.sharing.model_card` writes it; none if empty
+        private: bool = False, # Whether only you can see it
+    ) -> str: # Its address
+        "Publish the student and its page in one commit; raises `StudentError` where the hub refuses."
+        return _push(self, repo, card, private)
+
 # %% ../../nbs/students/08_student.ipynb #7e43f40e
 def _write_checkpoint(student: Student, made: Path, home: Path) -> None:
     "The files of a student that is going to lie at `home`."
@@ -106,3 +116,11 @@ def merged(
 ) -> Student: # Without an adapter
     "A student with its adapter added to the weights themselves."
     return student if student.adapter is None else replace(student, model=merge_adapter(student.adapter), adapter=None)
+
+def _push(student: Student, repo: str, card: str, private: bool) -> str:
+    "Publish a student with its page."
+    with TemporaryDirectory() as place:
+        student.save(place)
+        if card:
+            write_text(Path(place, "README.md"), card)
+        return push_folder(place, repo, private)
