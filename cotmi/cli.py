@@ -492,8 +492,8 @@ def data_command(
         typer.echo(f"\nPage: {html}")
 
 # %% ../nbs/10_cli.ipynb #1882e148
-_Sweep = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file: experiment, parameters, grid, runs …; or the "
-                                                             "name of one beside the experiments.")]
+_Sweep = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file: experiment, parameters, grid, runs …; "
+                                                             "or the name of one beside the experiments.")]
 _On = Annotated[str, typer.Option(help="Where: local, slurm, or a Dask scheduler (tcp://host:port or its file).")]
 _Options = Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME VALUE", show_default=False,
                                                     help="Option of the cluster, such as partition gpu.")]
