@@ -61,7 +61,8 @@ packages:
 # folder; the environment's own Jupyter folder does as well and leaves the home folder alone.
 .PHONY: hooks
 hooks:
-	@mkdir -p "$(VENV)/home" "$(VENV)/etc/jupyter"; \
+	@mkdir -p "$(VENV)/home" "$(VENV)/etc/jupyter/jupyter_server_config.d"; \
+	cp cotmi/dashboards/cotmi.json "$(VENV)/etc/jupyter/jupyter_server_config.d/"; \
 	if GIT_CONFIG_GLOBAL="$${GIT_CONFIG_GLOBAL:-$$HOME/.gitconfig}" HOME="$(VENV)/home" PATH="$(BIN):$$PATH" \
 	    sh -c '[ -d .git ] && git rev-parse --git-dir && nbdev-install-hooks --diff False && \
 	           git config --file .gitconfig merge.jupyternotebook.driver "\"$(BIN)/nbdev-merge\" %O %A %B %P" && \

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'run_command', 'parameters_command', 'list_command', 'compare_command', 'evaluate_command', 'judge_command',
-           'teach_command', 'data_command', 'sweep_command', 'dashboard_command', 'report_command', 'main']
+           'teach_command', 'data_command', 'sweep_command', 'plan_command', 'dashboard_command', 'report_command',
+           'main']
 
 # %% ../nbs/10_cli.ipynb #29b1ef02
 import json
@@ -36,6 +37,7 @@ from cotmi.core import (
 from .dashboards.dashboard_notebook import dashboard_notebook
 from .dashboards.data_page import report_page
 from .runs.evaluating import evaluate
+from .runs.execution import execute
 from cotmi.runs.experiments import (
     check_parameters,
     experiment_parameters,
@@ -45,27 +47,39 @@ from cotmi.runs.experiments import (
 )
 from .runs.results import results_table
 from .runs.run_folder import Run, is_whole, list_runs, run_folder, runs_table
-from .runs.sweep import MAX_RUNS, plan_run, run_sweep, sweep_points
+from .runs.planning import known_speeds, plan_table, plan_text
+from .runs.progress import progress_table, progress_text
+from cotmi.runs.sweep_command import (
+    SweepRequest,
+    best_text,
+    check_sweep,
+    known_runs,
+    make_sweep,
+    sweep_table,
+    write_page,
+)
+from .runs.sweep_file import MAX_RUNS, read_sweep
+from .training.processes import check_processes, launch, leave_message, process_count, process_number
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
 # %% ../nbs/10_cli.ipynb #bf8ace20
 def _join_parameters(arguments: list[str]) -> list[str]:
-    "`-p name value` as `-p name=value`, the form in which typer takes a repeated option."
+    "`-p name value` as `-p name=value`, the form in which typer takes a repeated option; `-o` as well."
     rest, joined = list(arguments), []
     while rest:
         word = rest.pop(0)
         joined.append(word)
-        if word in ("-p", "--param") and rest:
+        if word in ("-p", "--param", "-o", "--option") and rest:
             name = rest.pop(0)
             joined.append(f"{name}={rest.pop(0)}" if "=" not in name and rest else name)
     return joined
 
-def _pairs(parameters: Iterable[str]) -> list[tuple[str, str]]:
-    "The names and values of `-p` options."
+def _pairs(parameters: Iterable[str], option: str = "-p") -> list[tuple[str, str]]:
+    "The names and values of `-p` options, or of others like them."
     pairs = []
     for text in parameters:
         if "=" not in text:
-            raise ConfigError(f"-p {text} lacks its value; write -p {text} VALUE.")
+            raise ConfigError(f"{option} {text} lacks its value; write {option} {text} VALUE.")
         name, _, value = text.partition("=")
         pairs.append((name, value))
     return pairs
@@ -124,6 +138,17 @@ def _command() -> str:
     "The command as it was typed."
     return shlex.join(["cotmi", *_typed_arguments]) if _typed_arguments else ""
 
+# %% ../nbs/10_cli.ipynb #3c423869
+def _check_trains(name: str, processes: int) -> None:
+    "Refuse several processes for an experiment that trains nothing."
+    if max(processes, process_count()) > 1:
+        raise ConfigError(f"Experiment {name} trains nothing that {max(processes, process_count())} processes could "
+                          "share. Run it in one.")
+
+def _join(config: RunConfig, out: str | Path | None) -> None:
+    "Train with the process that executes the notebook, and end with it."
+    execute(config, out=out)
+
 # %% ../nbs/10_cli.ipynb #0d772fc0
 @app.command("run")
 def run_command(
@@ -132,6 +157,8 @@ def run_command(
     param: _Params = None, out: _Out = None, force: _Force = False,
     reuse: Annotated[bool, typer.Option("--reuse", help="Show a complete run of this configuration instead of "
                                                         "refusing to overwrite it.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train the student together on this machine, "
+                                                       "such as one a GPU; each takes its rows of every batch.")] = 1,
 ) -> None:
     "Run an experiment notebook; its results and the executed notebook go to a run folder."
     path = find_experiment(name)
@@ -139,6 +166,7 @@ def run_command(
     parameters = _with_place(check_parameters(_pairs(param or []), defaults), defaults, out, force)
     config, place = planned_config(defaults, parameters), parameters.get("out") or defaults.get("out")
     if config is None:
+        _check_trains(name, processes)
         typer.echo(f"Executed notebook: {run_experiment(path, parameters, None, place, _command())}")
         return
     folder, anew = run_folder(config, place), parameters.get("force", defaults.get("force"))
@@ -147,6 +175,13 @@ def run_command(
             raise RunError(f"{folder} already holds the complete run of this configuration. --reuse shows it, "
                            "--force runs it anew.")
         typer.echo("This run is complete already; --force runs it anew.\n")
+    elif process_number():
+        return _join(config, place)
+    elif processes > 1:
+        check_processes(config.batch_size, processes=processes)
+        again = [name, *(word for text in param or [] for word in ("-p", text)), *(["--out", str(out)] if out else []),
+                 *["--force"] * force, *["--debug"] * ("--debug" in _typed_arguments)]
+        return launch([sys.executable, "-m", "cotmi.cli", "run", *again], processes, {"COTMI_COMMAND": _command()})
     else:
         run_experiment(path, parameters, config, place, _command())
     _show_run(Run(folder))
@@ -185,10 +220,25 @@ def _text_table(frame: pd.DataFrame) -> str:
     return shown.to_string(index=False, float_format=lambda x: f"{x:.3f}")
 
 # %% ../nbs/10_cli.ipynb #cf0febff
+def _runs_to_compare(places: list[Path]) -> tuple[list[Run], dict[str, str]]:
+    "The runs of folders and of sweep files, each once, and what the files call their groups."
+    runs, named = {}, {}
+    for place in places:
+        if place.is_file():
+            planned = [run for run in known_runs(read_sweep(place)) if run.folder.is_dir()]
+            named |= {run.folder.name: run.group for run in planned if run.group}
+            found = [Run(run.folder) for run in planned]
+        else:
+            found = list_runs(place)
+        runs |= {run.path.resolve(): run for run in found}
+    return list(runs.values()), named
+
+# %% ../nbs/10_cli.ipynb #df7972a2
 @app.command("compare")
 def compare_command(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]…", show_default=False,
-                                                         help="Runs or folders of runs; the outputs folder if none.")
+                                                         help="Runs, folders of runs or sweep files; the outputs "
+                                                              "folder if none.")
                        ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, the default.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="As LaTeX, for the package booktabs.")] = False,
@@ -201,9 +251,8 @@ def compare_command(
 
     if markdown + latex + csv > 1:
         raise ConfigError("--markdown, --latex and --csv exclude each other. Give one of them.")
-    places = folders or [load_settings().path("paths.outputs")]
-    runs = {r.path.resolve(): r for folder in places for r in list_runs(folder)}
-    comparison = compare_runs(list(runs.values()))
+    runs, named = _runs_to_compare(folders or [load_settings().path("paths.outputs")])
+    comparison = compare_runs(runs, named=named)
     form = comparison.to_latex if latex else comparison.to_csv if csv else comparison.to_markdown
     typer.echo(form(), nl=False)
     if save:
@@ -408,32 +457,76 @@ def data_command(
         typer.echo(f"\nPage: {html}")
 
 # %% ../nbs/10_cli.ipynb #1882e148
-@app.command("sweep")
-def sweep_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file: experiment, parameters, grid, runs.")],
-    out: _Out = None, force: _Force = False,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; each gets its share of the cores.")] = 1,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
-    max_runs: Annotated[int, typer.Option(min=1, help="Refuse a file that stands for more runs.")] = MAX_RUNS,
-) -> None:
-    "Run a grid of parameters: complete runs are skipped, and one that fails does not stop the others."
-    name, points = sweep_points(file, max_runs)
-    path = find_experiment(name)
-    defaults = experiment_parameters(path)
-    planned = {p.folder: p for p in (plan_run(path, defaults, point, out) for point in points)}
-    due = [p for p in planned.values() if force or not p.complete]
-    typer.echo(f"{len(planned)} runs, {len(planned) - len(due)} of them complete already.", err=True)
-    if dry:
-        for point in planned.values():
-            typer.echo(f"{'due     ' if point in due else 'complete'} {point.folder}")
-        return
-    failed = run_sweep(path, due, out, force, workers)
-    runs = [Run(folder) for folder in planned if folder.is_dir()]
-    typer.echo(_text_table(runs_table(runs)) if runs else "No run has begun.")
+_Sweep = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file: experiment, parameters, grid, runs …")]
+_On = Annotated[str, typer.Option(help="Where: local, slurm, or a Dask scheduler (tcp://host:port or its file).")]
+_Options = Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME VALUE", show_default=False,
+                                                    help="Option of the cluster, such as partition gpu.")]
+_Most = Annotated[int, typer.Option(min=1, help="Refuse a file that stands for more runs.")]
+
+def _show_sweep(file: Any, runs: list[Any], failed: Mapping[Path, str]) -> None:
+    "Print what became of a sweep: its table, its best run, and what went wrong."
+    table = sweep_table(runs)
+    typer.echo(_text_table(table) if len(table) else "No run has begun.")
+    if best := best_text(file, runs):
+        typer.echo(best)
     for folder, message in failed.items():
         typer.echo(f"failed: {folder}\n    {message}", err=True)
+
+def _list_planned(runs: list[Any], due: list[Any]) -> None:
+    "Print the runs of a sweep, and which of them are due."
+    unfinished = {run.folder for run in due}
+    for run in runs:
+        typer.echo(f"{'due     ' if run.folder in unfinished else 'complete'} {run.folder}")
+
+# %% ../nbs/10_cli.ipynb #04ef9484
+@app.command("sweep")
+def sweep_command(
+    file: _Sweep, out: _Out = None, force: _Force = False,
+    on: _On = "local",
+    workers: Annotated[int | None, typer.Option(min=1, show_default=False, help="Runs at a time; 1 on this machine, "
+                                                "as many as the cluster gives elsewhere.")] = None,
+    option: _Options = None,
+    status: Annotated[bool, typer.Option("--status", help="Show how far every run is, and stop.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Keep a page up to date that shows how far every run is.",
+                                              show_default=False)] = None,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks at the runs under way.")] = 30.0,
+    detach: Annotated[bool, typer.Option("--detach", help="With slurm: return when the jobs are queued.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
+    max_runs: _Most = MAX_RUNS,
+) -> None:
+    "Run a grid of parameters here or on a cluster: complete runs are skipped, one that fails stops no other."
+    options = dict(_pairs(option or [], "-o"))
+    request = SweepRequest(file, out, force, on, workers, options, max_runs, html, every, detach)
+    asked, runs, due = check_sweep(request)
+    if status:
+        write_page(request, runs)
+        return typer.echo("\n".join(filter(None, (progress_text(progress_table(runs)), best_text(asked, runs)))))
+    typer.echo(f"{len(runs)} runs, {len(runs) - len(due)} of them complete already.", err=True)
+    if dry:
+        return _list_planned(runs, due)
+    try:
+        runs, failed = make_sweep(request, asked, runs, due)
+    except KeyboardInterrupt:
+        raise RunError("Interrupted. Jobs in a queue stay there; `--status` shows how far every run is, and the same "
+                       "command goes on.") from None
+    if not detach:
+        _show_sweep(asked, runs, failed)
     if failed:
-        raise RunError(f"{len(failed)} of {len(due)} runs failed; the same command resumes them.")
+        raise RunError(f"{len(failed)} of {len(runs)} runs failed; the same command resumes them.")
+
+# %% ../nbs/10_cli.ipynb #822ae73d
+@app.command("plan")
+def plan_command(
+    file: _Sweep, out: _Out = None,
+    speed: Annotated[float | None, typer.Option(min=0.001, show_default=False, help="Examples a second, measured "
+                                                "elsewhere; that of earlier runs if not given.")] = None,
+    max_runs: _Most = MAX_RUNS,
+) -> None:
+    "Say what a sweep will take: runs, examples, hours, memory, and the time limit that a job needs."
+    _, runs, due = check_sweep(SweepRequest(file, out, max_runs=max_runs))
+    outputs = out or load_settings().path("paths.outputs")
+    earlier = known_speeds(list_runs(outputs)) if outputs.is_dir() else {}
+    typer.echo(plan_text(plan_table(due, earlier, speed), len(runs) - len(due)))
 
 # %% ../nbs/10_cli.ipynb #b93696ae
 @app.command("dashboard")
@@ -486,5 +579,10 @@ def main(
             f"unforeseen {type(fault).__name__}: {fault}. --debug shows where; please report it.")
         if "--debug" in words:
             traceback.print_exc()
-        print(f"cotmi: {message}", file=sys.stderr)
+        if not leave_message(str(message)):
+            print(f"cotmi: {message}", file=sys.stderr)
         raise SystemExit(1) from None
+
+# %% ../nbs/10_cli.ipynb #b270c92b
+if __name__ == "__main__":
+    main()

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,6 +209,7 @@ class RunFile(StrEnum):
     STUDENT = "student" # Folder: a plain Hugging Face checkpoint
     TRACKING = "tracking" # Folder: what trackers wrote, where they write files
     CHECKPOINTS = "checkpoints" # Folder: where an interrupted training goes on
+    VIEWS = "views" # Folder: what readers keep with the run; none of its results
 
 # %% ../nbs/00_core.ipynb #373d68ca
 class Interval(NamedTuple):
@@ -335,8 +338,9 @@ def _is_setting(name: str) -> bool:
     "Whether a `section.key` can be set: it is a setting, or stands in an open section."
     return name in SETTINGS or name.split(".")[0] in OPEN_SECTIONS
 
-def _texts_of_file(path: Path) -> dict[str, str]:
-    "The `section.key` texts of a settings file; an unknown one is an error."
+@lru_cache(maxsize=8) # a sweep asks for each of its runs
+def _texts_as_of(path: Path, stamp: tuple[int, int]) -> Mapping[str, str]:
+    "The `section.key` texts of a settings file that has not changed since; an unknown one is an error."
     parser = configparser.ConfigParser(interpolation=None)
     with reading(path, SettingsError, "settings", "Put it right, or take it away: every setting has a default."):
         parser.read_string(path.read_text(encoding="utf-8-sig"), str(path)) # with or without the mark of Windows
@@ -346,18 +350,22 @@ def _texts_of_file(path: Path) -> dict[str, str]:
             allowed = [*SETTINGS, *(f"{section}.<parameter of a run>" for section in OPEN_SECTIONS)]
             raise SettingsError(f"{path} sets {name!r}, which is no setting.{nearest(name, SETTINGS)} "
                                 f"Allowed are {', '.join(allowed)}.")
-    return texts
+    return MappingProxyType(texts)
+
+def _texts_of_file(path: Path) -> dict[str, str]:
+    "The `section.key` texts of a settings file."
+    with reading(path, SettingsError, "settings"):
+        status = path.stat()
+    return dict(_texts_as_of(path, (status.st_mtime_ns, status.st_size)))
 
 # %% ../nbs/00_core.ipynb #35090388
 def _texts_of_environment(environ: Mapping[str, str]) -> dict[str, str]:
     "The `section.key` texts of the environment; an unknown variable of one of our sections is an error."
     variables = {s.variable: name for name, s in SETTINGS.items()}
     closed, texts = {s.section.upper() for s in SETTINGS.values()}, {}
-    for variable, text in environ.items():
-        prefix, _, rest = variable.partition("_")
-        section, _, key = rest.partition("_")
-        if prefix != "COTMI":
-            continue
+    for variable in (name for name in environ if name.startswith("COTMI_")):
+        text = environ[variable]
+        section, _, key = variable.removeprefix("COTMI_").partition("_")
         if variable in variables:
             texts[variables[variable]] = text
         elif section.lower() in OPEN_SECTIONS and key:

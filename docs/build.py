@@ -261,16 +261,15 @@ def defined_names(source: str) -> list[str]:
     return names
 
 def executed(path: Path) -> list | None:
-    "The outputs of an experiment as kept in docs/results, cell by cell; None if it is not kept or has changed since."
+    "The outputs of an experiment as kept in docs/results, cell by cell; None if none are; an error if it has changed."
     kept = DOCS / "results" / path.name
     if not kept.exists():
         return None
     cells = [c for c in nbformat.read(kept, 4).cells if "injected-parameters" not in c.metadata.get("tags", [])]
     template = nbformat.read(path, 4).cells
     if [c.source for c in cells] != [c.source for c in template]:
-        print(f"docs/results/{path.name} is of another version of the experiment, so the page shows no results. "
-              "docs/results.py keeps a new run.", file=sys.stderr)
-        return None
+        raise SystemExit(f"docs/results/{path.name} is of another version of {path}: its page would show no results. "
+                         "Keep a new run with `python docs/results.py`.")
     return [c.get("outputs", []) for c in cells]
 
 def page_of(path: Path, page: str, links: Links, source: Source | None = None, outputs: list | None = None,
@@ -379,7 +378,8 @@ def command_line() -> str:
     return "\n".join(lines) + "\n"
 
 TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "which_student", "new_critic_or_objective",
-             "mi_estimators", "demo_methods", "reading_a_run", "sharing_a_student")
+             "mi_estimators", "the_papers_term", "term_study", "demo_methods", "many_machines", "reading_a_run",
+             "sharing_a_student")
 EXPERIMENTS = ("demo", "svamp", "cqa", "anli1", "esnli", "compare")
 
 def write_source(target: Path, run: bool, jobs: int) -> None:

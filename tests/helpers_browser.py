@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.resources import files
 from pathlib import Path
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -59,6 +60,9 @@ def served(command: list[str], url: str, folder: Path, seconds: float = 60):
     quiet = home / "config/lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True, exist_ok=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}') # no question about news over the page
+    switched_on = home / "config/jupyter_server_config.d"
+    switched_on.mkdir(parents=True, exist_ok=True)
+    (switched_on / "cotmi.json").write_bytes(files("cotmi.dashboards").joinpath("cotmi.json").read_bytes())
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
                    "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython"),
                    "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1", "HF_HUB_OFFLINE": "1"}

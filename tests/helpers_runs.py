@@ -116,13 +116,21 @@ def _history(rng: np.random.Generator, steps: int, every: int, accuracy: float, 
             row["loss/explain"] = 1.9 * np.exp(-5 * t) + 0.12 + noise(0.03)
         if method == "mi":
             row["loss/mi"] = 7.5 - 1.2 * (1 - np.exp(-3 * t)) + noise(0.03)
-            row["mi/infonce"] = 3.3 * (1 - np.exp(-4 * t)) + noise(0.08)
+            if objective.startswith("paper"):
+                inner = 0.05 + 0.33 * (1 - np.exp(-3 * t)) + noise(0.01)
+                row |= {"mi/overlap": 0.5 + inner, "mi/overlap_without_end": inner, "mi/term_floor": 6.1,
+                        "mi/term_ceiling": 7.8, "mi/gradient_share": 0.04 + abs(noise(0.01))}
+            else:
+                row[f"mi/{objective}"] = 3.3 * (1 - np.exp(-4 * t)) + noise(0.08)
         row["loss"] = sum(w * row.get(k, 0) for k, w in (("loss/predict", .5), ("loss/explain", .5), ("loss/mi", .1)))
         rows.append(row)
         if step % (every * 10) == 0:
             valid = float(np.clip(accuracy * (1 - np.exp(-4.5 * t)) + noise(0.012), 0, 1))
             best = max(best, (valid, step))
-            rows.append({"step": step, "epoch": step / 63, "valid/accuracy": valid, "valid/loss": predict + 0.1})
+            shared = (1.1 if method == "mi" else 0.8) * (1 - np.exp(-4 * t)) + noise(0.03)
+            rows.append({"step": step, "epoch": step / 63, "valid/accuracy": valid, "valid/loss": predict + 0.1,
+                         "valid/mi": shared, "valid/mi_low": shared - 0.14, "valid/mi_high": shared + 0.14,
+                         "valid/mi_null": 0.09 + abs(noise(0.01))})
     return rows, best
 
 

@@ -139,7 +139,7 @@ def in_time():
 def test_bad_input_gets_one_message_and_changes_nothing(case, in_time, url, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "run_experiment", lambda *a, **k: pytest.fail("a notebook was started"))
-    monkeypatch.setattr(cli, "run_sweep", lambda *a, **k: pytest.fail("a sweep was started"))
+    monkeypatch.setattr(cli, "make_sweep", lambda *a, **k: pytest.fail("a sweep was started"))
     for name in [name for name in os.environ if name.startswith("COTMI_")]:
         monkeypatch.delenv(name)
     for name, text in case.environ.items():

@@ -9,7 +9,7 @@ import pytest
 
 from cotmi import cli
 from cotmi.cli import main
-from cotmi.runs import sweep
+from cotmi.runs import run_process
 from cotmi.runs.experiments import check_parameters, experiment_parameters, find_experiment, planned_config
 from cotmi.runs.run_folder import run_folder, start_run
 
@@ -253,16 +253,19 @@ def test_sweep_skips_what_is_complete(cotmi, tmp_path, monkeypatch, finished):
     assert out.count("due ") == 3 and f"complete {finished.path}" in out
     ran = []
 
-    def run_planned(notebook, planned, out, force, threads):
-        ran.append(planned.config)
-        if planned.config.seed == 1 and planned.config.method == "dss":
-            return "no luck"
-        start_run(planned.config).finish({"test/accuracy": 0.5})
+    def run_once(job, force, threads, gpu):
+        given = [tuple(word.split("=")) for word in job.words if "=" in word]
+        ran.append(dict(given))
+        if ran[-1] == {"seed": "1", "method": "dss"}:
+            return 1, "no luck"
+        defaults = experiment_parameters(find_experiment("demo"))
+        start_run(planned_config(defaults, check_parameters(given, defaults))).finish({"test/accuracy": 0.5})
+        return 0, ""
 
-    monkeypatch.setattr(sweep, "run_planned", run_planned)
+    monkeypatch.setattr(run_process, "run_once", run_once)
     code, out, err = cotmi("sweep", str(path), "--workers", "2")
     assert len(ran) == 3 and code == 1
-    assert "no luck" in err and "1 of 3 runs failed" in err and out.count("complete") == 3
+    assert "no luck" in err and "1 of 4 runs failed" in err and out.count("complete") == 3
     ran.clear()
     assert cotmi("sweep", str(path))[0] == 1 and len(ran) == 1
 

@@ -24,6 +24,7 @@ from cotmi.dashboards.examples import examples_of, filter_examples
 from cotmi.dashboards.look import page_file
 from cotmi.dashboards.markup import plain_table
 from cotmi.dashboards.plot import Plot
+from cotmi.dashboards.reestimate import kept_estimates
 from cotmi.dashboards.run_dashboard import RUN_VIEWS
 from cotmi.dashboards.table import Table
 from cotmi.dashboards.view import View
@@ -88,7 +89,7 @@ def test_nothing_hostile_is_markup(dash):
 
 
 def test_a_choice_is_shared_by_the_views(dash):
-    dash.views["Z and V"].clicked({"custom": ["test-00007", "…"]})
+    dash.views["Z and V"].map._handle_custom_msg({"event": "click", "custom": ["test-00007", "…"]}, [])
     assert "Example test-00007" in dash.views["Rationales"].detail.value
     assert "Example test-00007" in dash.views["Z and V"].reading.value
     assert dash.views["Rationales"].table.selected == "test-00007"
@@ -103,7 +104,7 @@ def test_every_control_changes_its_figure(dash):
     for control, value, plot in (
             (training.smoothing, 0.9, training.losses), (training.log, True, training.losses),
             (of_pairs.method, "principal", pairs.map), (of_pairs.colour, "correct", pairs.map),
-            (of_pairs.colour, "confidence", pairs.map), (of_pairs.lines, False, pairs.map),
+            (of_pairs.colour, "confidence", pairs.map), (of_pairs.lines, True, pairs.map),
             (of_pairs.top, 10, pairs.heat),
             (of_pairs.cluster, False, pairs.heat), (calibration.bins, 6, calibration.reliability),
             (calibration.kind, "mass", calibration.reliability)):
@@ -204,37 +205,52 @@ def test_theme_reaches_every_plot(dash):
     assert "cotmi-dark" not in dash._dom_classes
 
 
-def test_estimating_anew_and_cancelling(dash, monkeypatch):
+def test_estimating_anew_keeping_and_cancelling(dash, monkeypatch):
     view = dash.views["Mutual information"]
     card, rows = view.reestimate, view.forest._figure
-    card.bound.value, card.critic.value = "gaussian", "separable"
+    card.controls.bound.value, card.controls.seed.value = "gaussian", 5
     card.start.click()
-    thread = card.thread
-    assert thread is None or thread.join(60) is None
-    assert "gaussian with the separable critic" in card.said.value
-    assert view.forest._figure != rows and "re-estimated" in view.forest._figure
+    card.wait()
+    assert "gaussian with the" in card.said.value
+    assert view.forest._figure != rows and "re-estimated, seed 5" in view.forest._figure
     assert not card.start.disabled and card.cancel.disabled
+    results = {p.name: p.read_bytes() for p in dash.run.path.iterdir() if p.is_file()}
+    card.keep.click()
+    assert [e["diagnostics"]["seed"] for e in kept_estimates(dash.run)] == [5] and card.keep.disabled
+    assert results == {p.name: p.read_bytes() for p in dash.run.path.iterdir() if p.is_file()}
 
     import cotmi.information.estimate as mi
 
-    begun = threading.Event()
-    def endless(z, v, bound, critic, progress):
-        done = 0
-        while progress(done % 10, 10) is not False:
+    begun, ended = threading.Event(), threading.Event()
+    def endless(z, v, progress, **options):
+        while progress(5, 10) is not False:
             begun.set()
-            done += 1
             time.sleep(0.01)
+        ended.set()
         raise mi.EstimationCancelled("stopped")
     monkeypatch.setattr(sys.modules["cotmi.information.estimate"], "estimate_mi", endless)
     kept = len(view.again)
     card.start.click()
-    thread = card.thread
-    assert begun.wait(20)
-    assert card.start.disabled and not card.cancel.disabled
+    assert begun.wait(20) and card.start.disabled and not card.cancel.disabled
+    assert "50% done" in card.said.value
+    asked = time.monotonic()
+    card.cancel.click()
+    assert card.said.value == "Cancelled: the estimate is not kept." and time.monotonic() - asked < 0.5
+    assert len(view.again) == kept and not card.start.disabled
+    assert ended.wait(20)
+    assert card.said.value == "Cancelled: the estimate is not kept." # what was dropped says nothing more
+
+
+def test_cancelling_an_estimate_stops_its_work(dash):
+    card = dash.views["Mutual information"].reestimate
+    card.controls.bound.value, card.controls.critic.value, card.controls.steps.value = "infonce", "separable", 20000
+    card.start.click()
+    thread = card.work.thread
+    while card.progress.value == 0 and thread.is_alive():
+        time.sleep(0.01)
     card.cancel.click()
     thread.join(20)
-    assert card.said.value == "Cancelled: the estimate is not kept."
-    assert len(view.again) == kept and not card.start.disabled
+    assert not thread.is_alive()
 
 
 def test_what_cannot_be_estimated_is_said(tmp_path):
@@ -322,10 +338,10 @@ def test_no_view_is_left_out_of_the_tables():
 
 def test_style_sheets_and_scripts_are_part_of_the_package():
     patterns = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert set(patterns["package-data"]["cotmi.dashboards"]) == {"*.css", "*.js"}
+    assert set(patterns["package-data"]["cotmi.dashboards"]) == {"*.css", "*.js", "*.json"}
     kept = {p.name for p in Path(cotmi.dashboards.__path__[0]).glob("*.[cj]s*")}
     assert kept == {"look.css", "themes.css", "tabs.css", "tabs.js", "plot.css", "plot.js", "plotly_source.js",
-                    "table.css", "table.js"}
+                    "table.css", "table.js", "fold.js", "look.js", "cotmi.json"}
     assert all(page_file(name).strip() for name in kept)
 
 

@@ -22,10 +22,11 @@ def words(text):
 
 @pytest.mark.parametrize(("steps", "difficulty"), EVERY_KIND)
 def test_rationales_are_true(steps, difficulty):
-    for row in make_demo(150, steps, seed=steps, difficulty=difficulty):
+    rows = make_demo(150, steps, seed=steps, difficulty=difficulty)
+    assert {row["rationale"].count(" = ") for row in rows} == set(range(1, steps + 1))
+    for row in rows:
         first, *worked = row["rationale"].split(". ")
         count = float(re.search(r"\d+", first)[0])
-        assert len(worked) == steps
         for sentence in worked:
             expression, result = re.search(r"(\d+ [-+*] \d+) = (\d+)", sentence).groups()
             assert float(expression.split()[0]) == count
@@ -45,7 +46,7 @@ def test_every_number_of_the_rationale_stands_in_the_story(steps, difficulty):
 
 def test_a_seed_gives_the_same_rows_everywhere():
     digest = hashlib.sha256(json.dumps(make_demo(500, 3, 7, 3, 0.1), sort_keys=True).encode()).hexdigest()
-    assert digest == "80c809cb13f0eda2a9510d85dd9e272ab4c933d0b2b3de477394c8d9f3415d3d"
+    assert digest == "53696c15148dfc6ac971ed33849ee43d249a5bc93965062e8f6c849d696a2269"
 
 
 def test_seeds_sizes_and_difficulties_differ():
@@ -60,8 +61,9 @@ def test_no_story_comes_twice_and_splits_share_none():
     assert sum(map(len, inputs)) == 4000 == len(set().union(*inputs))
 
 
-@pytest.mark.parametrize(("difficulty", "common", "copied", "summed"), [(1, 0.12, 0.18, 0.18), (2, 0.1, 0.12, 0.25)])
+@pytest.mark.parametrize(("difficulty", "common", "copied", "summed"), [(1, 0.12, 0.12, 0.22), (2, 0.1, 0.12, 0.37)])
 def test_no_label_is_common_and_no_number_of_the_story_gives_it_away(difficulty, common, copied, summed):
+    "Half of the stories have one step, and about half of those add: so much the sum of all numbers gets right."
     rows = make_demo(4000, difficulty=difficulty)
     labels = Counter(row["label"] for row in rows)
     assert set(labels) == {str(n) for n in range(LARGEST[difficulty] + 1)}
@@ -76,7 +78,7 @@ def test_no_label_is_common_and_no_number_of_the_story_gives_it_away(difficulty,
 
 def test_stories_are_short_and_varied():
     rows = make_demo(4000)
-    assert max(len(words(row["input"])) for row in rows) <= 40
+    assert max(len(words(row["input"])) for row in rows) <= 45
     assert max(len(words(row["rationale"])) for row in rows) <= 25
     vocabulary = {w for row in rows for w in words(row["input"]) + words(row["rationale"])}
     assert {name for name, *_ in NAMES} | set(THINGS) <= vocabulary and 120 < len(vocabulary) <= 400
@@ -91,6 +93,35 @@ def test_pronouns_always_mean_the_holder():
         holder = row["rationale"].split()[0]
         others = {n for n in words(row["input"]) if n in pronoun} - {holder}
         assert all(pronoun[n] != pronoun[holder] for n in others)
+
+
+def test_every_story_has_as_many_steps_as_are_asked_for():
+    assert {row["rationale"].count(" = ") for row in make_demo(100, 3, fewest=3)} == {3}
+    assert {row["rationale"].count(" = ") for row in make_demo(100, 2, fewest=5)} == {2} # no more than the most
+
+
+@pytest.mark.parametrize("distractors", [0.0, 0.3, 1.0])
+def test_a_bystander_brings_a_number_that_the_rationale_leaves_out(distractors):
+    def number_words(row): return len(re.findall(r"\d+", row["input"]))
+    rows = make_demo(400, distractors=distractors)
+    with_one = [row for row in rows if number_words(row) == row["rationale"].count(" = ") + 2] # a start, the steps
+    assert all(number_words(row) == row["rationale"].count(" = ") + 1 for row in rows if row not in with_one)
+    assert abs(len(with_one) / len(rows) - distractors) < 0.08
+
+
+@pytest.mark.parametrize("stated", [0.0, 0.4, 1.0])
+def test_how_often_a_rationale_states_its_result_is_a_knob(stated):
+    rows, whole = make_demo(400, stated=stated), make_demo(400, stated=1.0)
+    states = [row["rationale"].endswith(f" = {row['label']}.") for row in rows]
+    assert abs(sum(states) / len(rows) - stated) < 0.08
+    for row, complete in zip(rows, whole, strict=True): # the same stories, and the same words up to the result
+        assert row["input"] == complete["input"]
+        assert complete["rationale"].startswith(row["rationale"].rstrip("."))
+
+
+def test_rationales_of_a_batch_differ_in_length():
+    lengths = [len(words(row["rationale"])) for row in make_demo(64)]
+    assert max(lengths) > 1.5 * min(lengths)
 
 
 @pytest.mark.parametrize("slips", [0.0, 0.3, 1.0])
@@ -112,7 +143,8 @@ def test_slips_show_in_the_report():
     assert 0.7 < report.splits["train"].teacher_accuracy < 0.9
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"steps": 0}, {"steps": 7}, {"difficulty": 4}, {"slips": 1.5}])
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"steps": 0}, {"steps": 7}, {"difficulty": 4}, {"slips": 1.5},
+                                   {"fewest": 0}, {"distractors": -0.1}, {"stated": 2}])
 def test_bounds_are_named(wrong):
     with pytest.raises(DataError, match=f"demo {next(iter(wrong))} is .*; allowed is"):
         make_demo(**wrong)

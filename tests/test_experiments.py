@@ -199,7 +199,7 @@ def test_failed_run_says_so_in_its_folder(demo, tmp_path):
     before = (whole.path / "metrics.json").stat().st_mtime_ns
     done = cotmi(folder, "sweep", str(sweep))
     assert done.returncode == 1 and "2 runs, 1 of them complete already" in done.stderr
-    assert "1 of 1 runs failed" in done.stderr and "Traceback" not in done.stderr
+    assert "1 of 2 runs failed" in done.stderr and "Traceback" not in done.stderr
     assert (whole.path / "metrics.json").stat().st_mtime_ns == before
     (run,) = [r for r in list_runs(folder / "outputs") if r.id != whole.id]
     assert run.status == "failed" and "no/such/folder" in run.metrics["error"]

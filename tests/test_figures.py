@@ -183,7 +183,7 @@ def test_a_pair_map_holds_the_pairs(run):
         points = {c[0]: (x, y) for t in figure.data[::2] for c, x, y in zip(t.customdata, t.x, t.y, strict=True)}
         assert set(points) == set(f["ids"])
         np.testing.assert_allclose(points[f["ids"][5]], z[5])
-    lines = pair_figures.pair_map(z, v, rows).data[0]
+    lines = pair_figures.pair_map(z, v, rows, lines=True).data[0]
     np.testing.assert_allclose(np.c_[lines.x, lines.y][:2], [z[0], v[0]])
     assert np.isnan(lines.x[2])
 
@@ -209,5 +209,5 @@ def test_files(tmp_path, run):
     figure = calibration_figures.reliability_diagram(run.predictions)
     text = figures.save_figure(figure, tmp_path / "a" / "reliability.html").read_text()
     assert "plotly.js v" in text and "http://" not in text.split("<script", 1)[0]
-    with pytest.raises(ConfigError, match="html, png, svg"):
-        figures.save_figure(figure, tmp_path / "reliability.pdf")
+    with pytest.raises(ConfigError, match="html, pdf, png, svg"):
+        figures.save_figure(figure, tmp_path / "reliability.gif")

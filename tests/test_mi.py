@@ -1,6 +1,7 @@
 """Estimates against known truth, on held-out pairs; bad input; determinism; correlation against formulas."""
 import json
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -222,6 +223,32 @@ def test_progress_and_cancelling():
     assert {(100 * k, 600) for k in range(1, 7)} <= set(calls)
     with pytest.raises(EstimationCancelled, match="with 67% of the work done"):
         estimate_mi(z, v, progress=lambda done, total: done < 200, **{**QUICK, "steps": 2})
+
+
+@pytest.mark.parametrize("asked_before", [0, 3, 40, 90])
+def test_should_stop_is_heard_wherever_the_work_is(asked_before):
+    calls = []
+    with pytest.raises(EstimationCancelled, match="Stopped as asked"):
+        estimate_mi(*gaussian_pairs(100, 2, 1), should_stop=lambda: calls.append(1) or len(calls) > asked_before,
+                    folds=2, steps=20, resamples=20)
+    assert len(calls) == asked_before + 1
+
+
+def test_should_stop_is_asked_until_the_end():
+    "The longest silence in time of this thread, the reading and the null after the last critic included."
+    estimate_mi(*gaussian_pairs(60, 2, 1), **{**QUICK, "steps": 1}) # the first optimiser of a process imports for long
+    silences, before = [], time.thread_time()
+
+    def should_stop() -> bool:
+        nonlocal before
+        silences.append(time.thread_time() - before)
+        before = time.thread_time()
+        return False
+
+    torch.manual_seed(0)
+    z = torch.randn(1200, 256)
+    estimate_mi(z, z + torch.randn(1200, 256), folds=2, steps=5, should_stop=should_stop)
+    assert max([*silences, time.thread_time() - before]) < 0.5 and len(silences) > 100
 
 
 def test_own_critic():

@@ -9,6 +9,7 @@ NO_RECORD = {
     ("cli", "what != 'dss'"): "an archive",
     ("dashboards.intervals", "{'mi', 'accuracy'} <= set(runs.columns)"): "columns of a table",
     ("information.estimate", "start == 'gaussian'"): "a way to start a critic",
+    ("runs.search_ranges", "'choices' in said"): "a key of a sweep file",
     ("training.step", "name != 'mi'"): "a term of the loss",
     ("training.step", "name in ('mi', 'bottleneck')"): "terms of the loss",
 }
@@ -30,8 +31,9 @@ LATE = {
     ("dashboards.in_experiments", "dashboards.curves"): EXTRA,
     ("dashboards.in_experiments", "dashboards.live_monitor"): EXTRA,
     ("dashboards.information_view", "information.bounds"): TORCH,
-    ("dashboards.information_view", "information.critics"): TORCH,
-    ("dashboards.information_view", "information.estimate"): TORCH,
+    ("dashboards.reestimate", "information.bounds"): TORCH, ("dashboards.reestimate", "information.critics"): TORCH,
+    ("dashboards.reestimate", "information.estimate"): TORCH,
+    ("dashboards.slices", "information.estimate"): TORCH,
     ("dashboards.run_dashboard", "evaluation.calibration"): "in the background, for the views that come next",
     ("dashboards.run_dashboard", "information.bounds"): "in the background, for the views that come next",
     ("dashboards.playground", "training.run_config"): "only a loaded student needs it",
@@ -43,7 +45,7 @@ LATE = {
     ("runs.run_folder", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "information.bounds"): TORCH, ("training.run_config", "information.critics"): TORCH,
-    ("training.run_config", "training.objectives"): TORCH,
+    ("training.run_config", "training.objectives"): TORCH, ("training.run_config", "students.precision"): TORCH,
 }
 
 

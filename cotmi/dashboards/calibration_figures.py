@@ -45,7 +45,7 @@ def _reliability_points(table: pd.DataFrame) -> go.Scatter:
         marker=dict(size=8, color=[PALETTE["vermilion"] if o else PALETTE["blue"] for o in over]),
         error_y=dict(type="data", array=high - table["accuracy"], arrayminus=table["accuracy"] - low, thickness=1.4,
                      width=3, color=PALETTE["grey"]),
-        customdata=np.stack([table["count"], low, high], axis=1),
+        customdata=np.stack([table["count"], low, high, table["low"], table["high"]], axis=1),
         hovertemplate="confidence %{x:.1%}<br>right %{y:.1%} [%{customdata[1]:.1%}, %{customdata[2]:.1%}]<br>"
                       "%{customdata[0]:,} examples<extra></extra>")
 

@@ -11,6 +11,7 @@ import ipywidgets as widgets
 from .calibration_figures import confidence_histogram, reliability_diagram, risk_coverage_curve
 from .layout import card, grid, stack, toolbar
 from .markup import missing, plain_table, quiet, remark
+from .slices import Selection, among
 from .view import View, watch
 from .words import ends_text, metric_text
 from ..evaluation.metrics import get_metric
@@ -33,6 +34,16 @@ def calibration_table(
     return (plain_table(["figure", "", "value", "95 % interval"], rows)
             + (remark(CAUTION) if hardly_answers([run]) else ""))
 
+# %% ../../nbs/dashboards/18_calibration_view.ipynb #bd577cd3
+def _bin_clicked(view: "CalibrationView", message: dict) -> None:
+    "A bin was clicked: its edges stand last in `custom`."
+    custom = message.get("custom")
+    if isinstance(custom, list) and len(custom) == 5:
+        low, high = custom[3:]
+        examples = view.dash.examples
+        view.dash.select(examples.loc[examples["confidence"].between(low, high), "id"],
+                         f"the bin of confidence {low:.2f} to {high:.2f}")
+
 # %% ../../nbs/dashboards/18_calibration_view.ipynb #ec3ad30c
 class CalibrationView(View):
     "Reliability, confidence, risk and coverage."
@@ -42,15 +53,23 @@ class CalibrationView(View):
         self.bins = widgets.IntSlider(value=15, min=5, max=30, description="Bins", continuous_update=False)
         self.kind = widgets.ToggleButtons(options=[("equal width", "width"), ("equal mass", "mass")],
                                           layout=widgets.Layout(width="auto"))
-        self.reliability, self.histogram, self.coverage = (self.dash.plot() for _ in range(3))
-        self.words = widgets.HTML()
+        self.reliability = self.dash.plot(lambda message: _bin_clicked(self, message))
+        self.histogram, self.coverage = self.dash.plot(), self.dash.plot()
+        self.words, self.part = widgets.HTML(), widgets.HTML()
         watch(self.refresh, self.bins, self.kind)
-        return stack(card(toolbar(self.bins, widgets.HTML(quiet("of")), self.kind)),
+        return stack(card(toolbar(self.bins, widgets.HTML(quiet("of")), self.kind), self.part),
                      grid(*map(card, (self.reliability, self.histogram, self.coverage)), card(self.words)))
 
     def refresh(self) -> None:
-        rows = self.dash.examples[["confidence", "correct"]]
+        examples, selection = self.dash.examples, self.dash.selection
+        inside = among(examples, selection) if "id" in examples else slice(None)
+        rows = examples.loc[inside, ["confidence", "correct"]]
+        drawn = f"Drawn of the {len(rows):,} examples selected by {selection.why}; the recorded figures are of all. " \
+            if selection else ""
+        self.part.value = remark(f"{drawn}A click on a bin selects its examples.")
         self.reliability.figure = reliability_diagram(rows, self.bins.value, str(self.kind.value))
         self.histogram.figure = confidence_histogram(rows)
         self.coverage.figure = risk_coverage_curve(rows)
         self.words.value = "<h3>Recorded with the run</h3>" + calibration_table(self.dash.run)
+
+    def selected(self, selection: Selection | None) -> None: self.refresh()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import RunError, RunFile, load_settings, write_json
+from .kernel_metadata import kernel_metadata
 from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/33_dashboard_notebook.ipynb #81efe103
@@ -23,8 +24,7 @@ def _notebook(sources: Sequence[str]) -> dict[str, Any]:
     "A notebook of code cells, as JSON knows it."
     code = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [{**code, "id": f"cell{i}", "source": source} for i, source in enumerate(sources)]
-    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel_metadata(), "cells": cells}
 
 # %% ../../nbs/dashboards/33_dashboard_notebook.ipynb #273993d6
 def dashboard_notebook(

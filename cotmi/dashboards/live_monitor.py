@@ -20,6 +20,7 @@ from .layout import card, grid, toolbar
 from .look import board, has_front_end, set_theme
 from .markup import esc
 from .plot import Plot
+from .training_view import weights_of
 from ..runs.run_folder import Run
 
 # %% ../../nbs/dashboards/30_live_monitor.ipynb #d89d5225
@@ -46,7 +47,8 @@ class _Panel(widgets.VBox):
         "Show the history that the trainer has written so far."
         self.run.refresh()
         history, self.shown = self.run.history, time.monotonic()
-        figures = (loss_curves(history, 0.6), accuracy_curve(history), mi_curve(history, 0.6),
+        losses = loss_curves(history, 0.6, weights=weights_of(self.run))
+        figures = (losses, accuracy_curve(history), mi_curve(history, 0.6),
                    series(history, "examples_per_second", "Throughput", "examples per second"))
         for plot, figure in zip(self.plots, figures, strict=True):
             plot.figure = figure

@@ -29,8 +29,8 @@ def page_file(
 LOOKS = ("auto", *THEMES)
 
 class Look(anywidget.AnyWidget):
-    "Carries the style sheet to the page; shows nothing itself."
-    _esm = "export default { render({ el }) { el.style.display = 'none'; } }"
+    "Carries the style sheet to the page and names controls for screen readers; shows nothing itself."
+    _esm = page_file("look.js")
     _css = page_file("look.css") + page_file("themes.css")
 
 # %% ../../nbs/dashboards/06_look.ipynb #27c68977

@@ -29,8 +29,10 @@ def heat_map(
     if table.empty:
         return empty_figure(title, "No dimension of Z or of V varies: there is nothing to correlate.", 460)
     rows, columns = [safe(i) for i in table.index], [safe(c) for c in table.columns]
-    trace = go.Heatmap(z=table.to_numpy().round(4), customdata=[[[r, c] for c in columns] for r in rows], zmin=-1,
-                       zmax=1, autocolorscale=True,
+    values = table.to_numpy().round(4)
+    most = max(0.05, float(np.ceil(20 * np.abs(values).max()) / 20)) # a scale to 1 would leave weak correlations white
+    trace = go.Heatmap(z=values, customdata=[[[r, c, i, j] for j, c in enumerate(columns)] for i, r in enumerate(rows)],
+                       zmin=-most, zmax=most, autocolorscale=True,
                        colorbar=dict(title=dict(text="Pearson r", side="right"), thickness=12, outlinewidth=0),
                        hovertemplate="Z: %{customdata[0]}<br>V: %{customdata[1]}<br>r = %{z:.3f}<extra></extra>")
     return new_figure([trace], title, f"dimension of V ({len(columns)} shown)", f"dimension of Z ({len(rows)} shown)",
@@ -77,10 +79,11 @@ def _hover_texts(examples: pd.DataFrame) -> list[list[str]]:
             for i, g, p in zip(examples["id"], asked, said, strict=True)]
 
 # %% ../../nbs/dashboards/03_pair_figures.ipynb #485a9afd
-def _group_points(letter: str, points: np.ndarray, name: str, colour: Any, custom: list[list[str]]) -> go.Scatter:
+def _group_points(letter: str, points: np.ndarray, name: str, colour: Any, custom: list[list[str]],
+                  opacity: Any = 0.8) -> go.Scatter:
     "One group's Z (circles) or V (diamonds); a colour that is no string is a value in 0 to 1 for each point."
     of_z, scaled = letter == "Z", not isinstance(colour, str)
-    marker = dict(symbol="circle" if of_z else "diamond", size=7 if of_z else 6, opacity=0.8, color=colour,
+    marker = dict(symbol="circle" if of_z else "diamond", size=7 if of_z else 6, opacity=opacity, color=colour,
                   line=dict(width=0))
     if scaled:
         marker |= dict(colorscale=SEQUENTIAL, cmin=0, cmax=1)
@@ -98,18 +101,21 @@ def pair_map(
     v: np.ndarray, # [n, 2] coordinates of V
     examples: pd.DataFrame, # [n] rows with id, and what there is of gold_label, predicted_label, correct, confidence
     colour: str = "label", # label, correct or confidence
-    lines: bool = True, # Join each pair
+    lines: bool = False, # Join every pair, not only the selected and the chosen
     selected: str | None = None, # id of the example to ring
     axes: str = "canonical direction", # What an axis is
+    among: np.ndarray | None = None, # [n] which examples are selected; no selection if None
 ) -> go.Figure: # Circles for Z, diamonds for V; customdata holds the id
-    "Z and V of each example in the plane, joined by a line."
-    traces, custom = [_joins(z, v)] if lines else [], _hover_texts(examples)
+    "Z and V of each example in the plane; selected pairs are joined by a line."
+    strong = np.ones(len(z), dtype=bool) if among is None else np.asarray(among, dtype=bool)
+    joined = strong if lines or among is not None else ~strong
+    traces, custom = [_joins(z[joined], v[joined])] if joined.any() else [], _hover_texts(examples)
     for name, where, value in _point_colours(examples, colour):
-        shade = value if isinstance(value, str) else value[where]
-        traces += [_group_points(letter, points[where], name, shade, [custom[i] for i in where])
+        shade, opacity = value if isinstance(value, str) else value[where], np.where(strong[where], 0.8, 0.12)
+        traces += [_group_points(letter, points[where], name, shade, [custom[i] for i in where], opacity)
                    for letter, points in (("Z", z), ("V", v))]
     chosen = np.flatnonzero(examples["id"].astype(str).to_numpy() == str(selected)) if selected is not None else []
     if len(chosen):
         traces.append(_ring(z[chosen[0]], v[chosen[0]]))
-    return new_figure(traces, "Z (circles) and V (diamonds), a line for each example", f"{axes} 1 (no unit)",
-                      f"{axes} 2 (no unit)", height=620, uirevision=f"{axes}", margin_t=72)
+    return new_figure(traces, "Z (circles) and V (diamonds) of each example", f"{axes} 1 (no unit)",
+                      f"{axes} 2 (no unit)", height=620, uirevision=f"{axes}", margin_t=72, meta="selectable")

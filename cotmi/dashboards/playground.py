@@ -166,6 +166,17 @@ def _head(dash: "StudentPlayground") -> widgets.Widget:
     return card(widgets.HTML(f"<h2>Playground: {esc(dash.run.title)}</h2>"),
                 toolbar(dash.form.load, dash.state, dash.theme))
 
+# %% ../../nbs/dashboards/34_playground.ipynb #4b26cf42
+def _take(dash: "StudentPlayground", identity: str) -> None:
+    "Put a test example into the form; say where there is none of that id."
+    rows = dash.examples[dash.examples["id"] == identity]
+    if len(rows):
+        dash.original, dash.answers = rows.iloc[0], None
+        dash.form.fill(rows.iloc[0])
+        dash.refresh_all()
+    elif identity.strip():
+        dash.state.value = quiet(f"No test example has the id {identity.strip()[:60]!r}: type another, or an input.")
+
 # %% ../../nbs/dashboards/34_playground.ipynb #ab80b9e4
 class StudentPlayground(Dashboard):
     "Ask a run's student about inputs of one's own."
@@ -190,12 +201,8 @@ class StudentPlayground(Dashboard):
         self.state.value = quiet("No student is loaded: loading takes memory and some seconds.")
 
     def take(self, identity: str) -> None:
-        "Put a test example into the form."
-        rows = self.examples[self.examples["id"] == identity]
-        if len(rows):
-            self.original, self.answers = rows.iloc[0], None
-            self.form.fill(rows.iloc[0])
-            self.refresh_all()
+        "Put a test example into the form; an id that there is not is said."
+        _take(self, identity)
 
     def refresh_all(self) -> None:
         "Bring the views up to date; what goes wrong is raised."

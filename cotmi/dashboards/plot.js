@@ -71,7 +71,7 @@ export default { render({ model, el }) {
   const [box, target, tools] = [0, 0, 0].map(() => document.createElement('div'));
   box.className = 'cotmi-plot'; tools.className = 'cotmi-tools'; box.append(target, tools); el.append(box);
   box.dataset.drawn = 0; box.setAttribute('role', 'figure');
-  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false, stale = true;
+  let ready = null, figure = null, again = false, busy = false, width = 0, gone = false, stale = true, drawn = 0;
   const mark = on => { stale = on; box.dataset.stale = Number(on); };
   const reserve = () => { // the height is known before the figure is drawn, so that nothing below it moves
     const text = model.get('_figure'), usual = model.get('_templates').light.layout.height;
@@ -99,12 +99,43 @@ export default { render({ model, el }) {
     const url = URL.createObjectURL(new Blob(parts, { type: 'text/html' }));
     save(name() + '.html', url); setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
+  const paper = Object.assign(document.createElement('select'), { title: 'Save for a paper' });
+  paper.setAttribute('aria-label', 'Save for a paper');
+  paper.append(new Option('Paper', ''), ...['3.3 pdf', '3.3 svg', '6.9 pdf', '6.9 svg'].map(asked =>
+    new Option(asked.replace(' ', ' in, ').toUpperCase().replace(' IN', ' in'), asked)));
+  const told = Object.assign(document.createElement('span'), { className: 'told' });
+  told.setAttribute('role', 'status');
+  paper.onchange = () => {
+    const [inches, kind] = paper.value.split(' ');
+    paper.value = ''; told.textContent = 'Drawing…'; model.send({ event: 'paper', inches: Number(inches), kind });
+  };
+  const arrived = (message, buffers) => {
+    if (message.event !== 'paper') return;
+    told.textContent = message.fault || '';
+    if (message.fault) return;
+    const type = message.kind === 'pdf' ? 'application/pdf' : 'image/svg+xml';
+    const url = URL.createObjectURL(new Blob([buffers[0]], { type }));
+    save(`${name()}-${message.inches}in.${message.kind}`, url); setTimeout(() => URL.revokeObjectURL(url), 10000);
+  };
+  model.on('msg:custom', arrived);
+  tools.append(paper, told);
+  let lasso = false; // whether dragging catches points instead of zooming
+  const catching = Object.assign(document.createElement('button'), { type: 'button', textContent: 'Lasso' });
+  catching.title = 'Select points by drawing around them'; catching.setAttribute('aria-label', catching.title);
+  catching.onclick = () => {
+    lasso = !lasso; catching.setAttribute('aria-pressed', String(lasso));
+    if (ready && target._fullLayout) ready.plotly.relayout(target, { dragmode: lasso ? 'lasso' : 'zoom' });
+  };
+  catching.setAttribute('aria-pressed', 'false'); tools.prepend(catching);
   const prepare = () => {
     const made = JSON.parse(model.get('_figure')), style = getComputedStyle(box), themes = model.get('_templates');
     const asked = model.get('theme'), back = style.backgroundColor;
     const template = structuredClone(themes[asked === 'auto' ? (isDark(back) ? 'dark' : 'light') : asked]);
     if (asked === 'auto') template.layout.paper_bgcolor = template.layout.plot_bgcolor = back;
     made.layout.template = template; made.layout.autosize = true; made.layout.width = undefined;
+    catching.hidden = made.layout.meta !== 'selectable';
+    if (lasso && !catching.hidden) made.layout.dragmode = 'lasso';
+    made.layout.selectionrevision = ++drawn; // what was drawn around points is shown by the points themselves
     fit(made, box.offsetWidth);
     box.style.minHeight = (made.layout.height ?? template.layout.height) + 'px';
     box.setAttribute('aria-label', (made.layout.title?.text || 'figure').replace(/<br>/g, ' ').replace(/<[^>]*>/g, ''));
@@ -126,6 +157,10 @@ export default { render({ model, el }) {
         if (fresh) {
           target.on('plotly_click',
             event => model.send({ event: 'click', custom: event.points[0].customdata ?? null }));
+          target.on('plotly_selected', event => {
+            if (event?.points) model.send({ event: 'select', customs: event.points.map(point => point.customdata ?? null) });
+          });
+          target.on('plotly_deselect', () => model.send({ event: 'select', customs: [] }));
           model.send({ event: 'drawn' });
         }
         box.dataset.drawn = Number(box.dataset.drawn) + 1;
@@ -149,7 +184,7 @@ export default { render({ model, el }) {
   changed();
   return () => {
     gone = true; visible.disconnect(); page.disconnect(); model.off('change:_figure', changed);
-    model.off('change:theme', later);
+    model.off('change:theme', later); model.off('msg:custom', arrived);
     if (ready && target._fullLayout) ready.plotly.purge(target);
   };
 } }

@@ -8,6 +8,7 @@ __all__ = ['PlotlySource', 'Plot']
 # %% ../../nbs/dashboards/10_plot.ipynb #933ada75
 import gzip
 import json
+import threading
 from collections.abc import Callable
 from functools import cache
 
@@ -16,7 +17,8 @@ import plotly.graph_objects as go
 import traitlets
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from .figures import THEMES, template
+from ..core import CotmiError, one_line
+from .figures import THEMES, paper_image, template
 from .look import LOOKS, page_file
 
 # %% ../../nbs/dashboards/10_plot.ipynb #ff64ca57
@@ -54,6 +56,21 @@ def _template_json() -> dict:
     "Both templates as JSON."
     return {theme: template(theme).to_plotly_json() for theme in THEMES}
 
+# %% ../../nbs/dashboards/10_plot.ipynb #1ac3fac0
+def _send_paper(plot: "Plot", inches: float, kind: str) -> None:
+    "Send a figure for a paper to the page; why there is none, where that fails."
+    try:
+        made = paper_image(plot.figure or go.Figure(), inches, kind)
+    except (CotmiError, OSError, RuntimeError, ValueError, ImportError) as fault: # no Chromium, mostly
+        plot.send({"event": "paper", "fault": f"No file: {type(fault).__name__}: {one_line(str(fault), 200)}"})
+        return
+    plot.send({"event": "paper", "kind": kind, "inches": inches}, buffers=[made])
+
+def _start_paper(plot: "Plot", message: dict) -> None:
+    "Draw a figure for a paper, without keeping the kernel from other work."
+    asked = float(message.get("inches", 0)), str(message.get("kind"))
+    threading.Thread(target=_send_paper, args=(plot, *asked), daemon=True).start()
+
 # %% ../../nbs/dashboards/10_plot.ipynb #322ce1bf
 class Plot(anywidget.AnyWidget):
     "A plotly figure on the page; setting `figure` redraws it, wherever it is open."
@@ -69,10 +86,13 @@ class Plot(anywidget.AnyWidget):
         on_click: Callable[[dict], None] | None = None, # Called with a message whose `custom` is a clicked point's data
         on_drawn: Callable[[], None] | None = None, # Called when a page has drawn it for the first time
         theme: str = "auto", # auto, light or dark
+        on_select: Callable[[list], None] | None = None, # Called with the data of the points within a lasso
     ):
         self.source, self._last = _plotly_source(), figure
         super().__init__(_figure=_figure_json(figure) if figure else "", _templates=_template_json(), theme=theme)
-        self._actions = {"click": on_click, "drawn": on_drawn and (lambda _: on_drawn())}
+        self._actions = {"click": on_click, "drawn": on_drawn and (lambda _: on_drawn()),
+                         "select": on_select and (lambda message: on_select(list(message.get("customs") or [])))}
+        self._actions["paper"] = lambda message: _start_paper(self, message)
         self.on_msg(lambda _, message, __: (self._actions.get(message.get("event")) or (lambda _: None))(message))
 
     @property

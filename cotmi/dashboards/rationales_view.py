@@ -9,9 +9,10 @@ __all__ = ['RationalesView']
 import ipywidgets as widgets
 
 from .bars import label_bars
-from .examples import example_html, filter_examples, searchable
+from .examples import AGREEMENTS, example_html, filter_examples, searchable
 from .layout import card, side, stack, toolbar
 from .markup import missing
+from .slices import Selection, among
 from .table import Table
 from .view import View, watch
 
@@ -26,17 +27,20 @@ class _Filters:
         self.teacher_wrong = widgets.Checkbox(description="Teacher wrong", indent=False)
         self.confidence = widgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.05, description="Confidence",
                                                    readout_format=".2f", continuous_update=False)
+        said = dict(zip(AGREEMENTS, ("agrees with student", "differs from student"), strict=True))
+        self.agreement = widgets.Dropdown(description="Teacher", options=[
+            ("any", ""), *((words, word) for word, words in said.items())])
         self.clear = widgets.Button(description="Clear filters")
         self.clear.on_click(lambda _: self.reset())
         self.boxes = (self.wrong, self.unfaithful, self.teacher_wrong)
-        self.controls = (self.search, *self.boxes, self.confidence)
+        self.controls = (self.search, *self.boxes, self.confidence, self.agreement)
 
     @property
     def values(self) -> tuple: return tuple(control.value for control in self.controls)
 
     def reset(self) -> None:
         "Clear the filters."
-        self.search.value, self.confidence.value = "", (0, 1)
+        self.search.value, self.confidence.value, self.agreement.value = "", (0, 1), ""
         for box in self.boxes:
             box.value = False
 
@@ -54,9 +58,11 @@ class RationalesView(View):
     def build(self) -> widgets.Widget:
         self.filters = _Filters()
         self.table = Table(_COLUMNS, self.dash.show_example, label="Test examples")
+        self.take = widgets.Button(description="Select these", tooltip="Make what passes the filters the selection")
+        self.take.on_click(lambda _: self.dash.select(self.passing["id"], "the filters of Rationales"))
         self.detail, self.bars = widgets.HTML(), self.dash.plot()
         watch(self.filter, *self.filters.controls)
-        return stack(card(toolbar(*self.filters.controls, self.filters.clear)),
+        return stack(card(toolbar(*self.filters.controls, self.filters.clear, self.take)),
                      side(card(self.table), card(self.detail, self.bars)))
 
     def refresh(self) -> None:
@@ -65,12 +71,15 @@ class RationalesView(View):
         _read(self, self.dash.chosen) # the table stays on its page
 
     def filter(self) -> None:
-        "Show the examples that pass the filters."
+        "Show the selected examples that pass the filters."
         examples = self.dash.examples
-        reason = "No example passes these filters." if len(examples) else \
+        reason = "No selected example passes these filters." if len(examples) else \
             "There is no predictions.parquet in this run: the test split has not been evaluated yet."
-        self.table.show(filter_examples(examples, *self.filters.values, texts=self._texts), len(examples), reason)
+        self.passing = filter_examples(examples, *self.filters.values, texts=self._texts)
+        shown = self.passing[among(self.passing, self.dash.selection)]
+        self.table.show(shown, len(examples), reason)
 
+    def selected(self, selection: Selection | None) -> None: self.filter()
     def chose(self, identity: str | None) -> None:
         if identity is not None and self.table.selected != identity:
             self.table.choose(identity, turn=True)

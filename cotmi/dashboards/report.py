@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from ..core import load_settings, write_text
 from .compare_dashboard import CompareDashboard
+from .layout import Fold
 from .markup import esc, plain_table, remark
 from .plot import Plot
 from .run_dashboard import RunDashboard
@@ -58,7 +59,7 @@ def on_paper(
     "A widget without its controls."
     if isinstance(widget, Plot):
         return _figure_html(widget.figure) if widget.figure is not None else ""
-    if isinstance(widget, widgets.HTML):
+    if isinstance(widget, widgets.HTML | Fold):
         return str(widget.value)
     if isinstance(widget, Table):
         return _table_html(widget)

@@ -19,10 +19,12 @@ from .calibration_view import CalibrationView
 from .data_view import DataView
 from .examples import examples_of
 from .information_view import InformationView
-from .layout import card
+from .layout import Fold, card
+from .mi_story_view import MIStoryView
 from .pairs_view import PairsView
 from .rationales_view import RationalesView
-from .run_header import header_html
+from .run_header import header_html, header_line
+from .selection_bar import SelectionBar
 from .setup_view import SetupView
 from .story import story_html
 from .training_view import TrainingView
@@ -31,7 +33,7 @@ from ..runs.run_folder import Run, list_runs
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #823ff51a
 RUN_VIEWS: dict[str, type[View]] = {view.title: view for view in (
-    TrainingView, InformationView, PairsView, RationalesView, CalibrationView, DataView, SetupView)}
+    TrainingView, MIStoryView, InformationView, PairsView, RationalesView, CalibrationView, DataView, SetupView)}
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #dca2d898
 def _prepare(dash: "RunDashboard") -> None:
@@ -90,7 +92,7 @@ def _refresh(dash: "RunDashboard", always: bool) -> bool:
         changed = dash.run.refresh()
         if changed or always:
             dash._examples = None
-            dash.header.value = header_html(dash.run)
+            dash.header.summary, dash.header.value = header_line(dash.run), header_html(dash.run)
             dash.refresh_views()
         return changed
 
@@ -100,6 +102,14 @@ def _read_once(dash: "RunDashboard") -> pd.DataFrame:
         if dash._examples is None:
             dash._examples = examples_of(dash.run)
         return dash._examples
+
+# %% ../../nbs/dashboards/22_run_dashboard.ipynb #4ff943ba
+def _put_together(dash: "RunDashboard", views: Iterable[type[View]]) -> None:
+    "Head, selection and tabs, from top to bottom."
+    controls = dash.state, dash.follow, dash.update, dash.theme
+    dash.pages = pages_of(dash, views, "Views of the run", *controls)
+    dash.put(card(dash.header), dash.bar.box, dash.pages)
+    dash.bar.follow()
 
 # %% ../../nbs/dashboards/22_run_dashboard.ipynb #10a80119
 class RunDashboard(Dashboard):
@@ -115,18 +125,17 @@ class RunDashboard(Dashboard):
         self.run = newest_run() if run is None else run if isinstance(run, Run) else Run(run)
         super().__init__(theme)
         self._examples: pd.DataFrame | None = None
-        self.header = widgets.HTML(header_html(self.run))
-        self.update, self.follow = _reading_controls(self)
-        controls = self.state, self.follow, self.update, self.theme
-        self.pages = pages_of(self, RUN_VIEWS.values() if views is None else views, "Views of the run", *controls)
-        self.put(card(self.header), self.pages)
+        self.header = Fold(summary=header_line(self.run), value=header_html(self.run))
+        (self.update, self.follow), self.bar = _reading_controls(self), SelectionBar(self)
+        _put_together(self, RUN_VIEWS.values() if views is None else views)
         self.follow.value = self.run.status == "running" if follow is None else follow
 
     @property
-    def examples(self) -> pd.DataFrame:
-        "The test examples, as `examples_of` gives them; read when first asked for."
-        return _read_once(self)
-
+    def examples(self) -> pd.DataFrame: return _read_once(self) # The test examples, read when first asked for
+    def select(self, identities: Iterable[str], why: str = "") -> None:
+        "Select examples in every view and in the bar."
+        super().select(identities, why)
+        self.bar.follow()
     def story(self) -> str: return story_html(self.run)
     def refresh(self, always: bool = False) -> bool:
         "Show what has changed on disk, or all if `always`; filters, tabs and the chosen example stay."
@@ -137,7 +146,6 @@ class RunDashboard(Dashboard):
         if not self._warm:
             self._warm = True
             _start(_prepare, self)
-
     def close(self) -> None:
         "End following and close the widgets."
         self.follower.turn(False)

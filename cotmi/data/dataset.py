@@ -51,9 +51,12 @@ class LoadOptions:
     valid_fraction: float = 0.1 # Share of train held out where there is no valid file
     test_fraction: float = 0.1 # Share of train held out where there is no test file
     demo_size: int = 4000 # Stories of the demo
-    demo_steps: int = 2 # Steps of a demo story
+    demo_steps: int = 2 # Steps of a demo story at the most
     demo_difficulty: int = 1 # 1 to 3, see `make_demo`
     demo_slips: float = 0.0 # Share of demo rationales with a wrong step
+    demo_fewest: int = 1 # Steps of a demo story at the least
+    demo_distractors: float = 0.25 # Share of demo stories with a bystander
+    demo_stated: float = 1.0 # Share of demo rationales that state their result
     demo_seed: int = 0 # Seed of the demo stories
 
 # %% ../../nbs/data/05_dataset.ipynb #e3017a51

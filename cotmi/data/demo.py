@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'THINGS', 'OPENINGS', 'LATE_OPENINGS', 'BYSTANDERS', 'CONNEC
 
 # %% ../../nbs/data/07_demo.ipynb #f19e3b47
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core import DataError, check_choice
 from .data_report import Row
@@ -114,15 +114,17 @@ def _tell_steps(rng: random.Random, start: int, drawn: list[tuple[Step, int]], w
     return [*parts, sentence(rng.choice(LATE_OPENINGS), start)]
 
 # %% ../../nbs/data/07_demo.ipynb #37429dde
-def _tell(rng: random.Random, start: int, drawn: list[tuple[Step, int]], difficulty: int) -> tuple[str, str, str]:
+def _tell(rng: random.Random, start: int, drawn: list[tuple[Step, int]], largest: int,
+          distractors: float) -> tuple[str, str, str]:
     "The story, the holder's name and the things."
     holder = rng.choice(NAMES)
     friend, other = rng.sample([n for n in NAMES if n[1] != holder[1]], 2) # so that every pronoun is the holder's
     words = {"name": holder[0], "they": holder[1], "them": holder[2], "friend": friend[0], "other": other[0],
              "things": rng.choice(THINGS)}
     parts = _tell_steps(rng, start, drawn, words)
-    if difficulty >= 2 and rng.random() < 0.5:
-        parts.insert(rng.randint(1, len(parts)), rng.choice(BYSTANDERS).format(n=rng.randint(2, 12), **words))
+    if rng.random() < distractors:
+        n = rng.randint(2, min(12, largest))
+        parts.insert(rng.randint(1, len(parts)), rng.choice(BYSTANDERS).format(n=n, **words))
     question = rng.choice(QUESTIONS).format(**words)
     story = ". ".join(parts) + "."
     return (f"{question} {story}" if rng.random() < 0.2 else f"{story} {question}"), words["name"], words["things"]
@@ -137,64 +139,85 @@ def _counts(start: int, drawn: list[tuple[Step, int]], slip_at: int | None = Non
     return counts
 
 # %% ../../nbs/data/07_demo.ipynb #896eb269
-def _explain(name: str, things: str, drawn: list[tuple[Step, int]], counts: list[int]) -> str:
-    "The rationale that goes through `counts`."
+def _explain(name: str, things: str, drawn: list[tuple[Step, int]], counts: list[int], states: bool = True) -> str:
+    "The rationale that goes through `counts`; its result may be left to the reader."
     sentences = [f"{name} starts with {counts[0]} {things}."]
     for (step, n), before, after in zip(drawn, counts, counts[1:], strict=False):
         sentences.append(f"{step.reason.format(n=n)} {RESULTS[step.operator]} {before} {step.operator} {n} = {after}.")
+    if not states:
+        sentences[-1] = sentences[-1].rpartition(" = ")[0] + "."
     return " ".join(sentences)
 
 # %% ../../nbs/data/07_demo.ipynb #f7578c27
-def _demo_row(rng: random.Random, steps: int, difficulty: int, slips: float) -> dict[str, str]:
+class _Kind(NamedTuple):
+    "What stories are asked for."
+    fewest: int # Fewest steps
+    steps: int # Most steps
+    difficulty: int # 1 to 3
+    slips: float # Share of rationales with a wrong step
+    distractors: float # Share of stories with a bystander
+    stated: float # Share of rationales that state their result
+
+def _demo_row(rng: random.Random, kind: _Kind) -> dict[str, str]:
     "One story with its label, its rationale and the teacher's label; no id yet."
-    start, drawn = _draw_numbers(rng, steps, difficulty)
-    story, name, things = _tell(rng, start, drawn, difficulty)
+    steps, largest = rng.randint(kind.fewest, kind.steps), LARGEST[kind.difficulty]
+    start, drawn = _draw_numbers(rng, steps, kind.difficulty)
+    story, name, things = _tell(rng, start, drawn, largest, kind.distractors)
     counts = told = _counts(start, drawn)
-    if rng.random() < slips: # among the slips that keep to the numbers the student knows
+    if rng.random() < kind.slips: # among the slips that keep to the numbers the student knows
         wrong = (_counts(start, drawn, i, off) for i in range(steps) for off in (-2, -1, 1, 2))
-        told = rng.choice([c for c in wrong if 0 <= min(c) and max(c) <= LARGEST[difficulty]] or [counts])
-    return {"input": story, "label": str(counts[-1]), "rationale": _explain(name, things, drawn, told),
-            "teacher_label": str(told[-1])}
+        told = rng.choice([c for c in wrong if 0 <= min(c) and max(c) <= largest] or [counts])
+    rationale = _explain(name, things, drawn, told, rng.random() < kind.stated)
+    return {"input": story, "label": str(counts[-1]), "rationale": rationale, "teacher_label": str(told[-1])}
 
 # %% ../../nbs/data/07_demo.ipynb #d1e45957
 def make_demo(
     size: int = 4000, # Stories
-    steps: int = 2, # Changes a story, 1 to 6
+    steps: int = 2, # Changes a story at the most, 1 to 6
     seed: int = 0, # Seed of the stories
-    difficulty: int = 1, # 1: counts to 9; 2: counts to 20, and bystanders with a number of no use; 3: doubling too
+    difficulty: int = 1, # 1: counts to 9; 2: counts to 20; 3: doubling too
     slips: float = 0.0, # Share of rationales with one wrong step, 0 to 1; the teacher's label follows it
+    fewest: int = 1, # Changes a story at the least; `steps` where that is less
+    distractors: float = 0.25, # Share of stories with a bystander, whose number is of no use
+    stated: float = 1.0, # Share of rationales that state their result; the others stop before it
 ) -> list[dict[str, str]]: # Rows with id, input, label (a number), rationale, teacher_label; no input twice
     "Generate stories with rationales; the same arguments give the same rows on every platform."
     bounds = (("size", size, 1, 1_000_000), ("steps", steps, 1, 6), ("difficulty", difficulty, 1, 3),
-              ("slips", slips, 0, 1))
+              ("slips", slips, 0, 1), ("fewest", fewest, 1, 6), ("distractors", distractors, 0, 1),
+              ("stated", stated, 0, 1))
     for what, value, low, high in bounds:
         if not low <= value <= high:
             raise DataError(f"demo {what} is {value!r}; allowed is {low} to {high:,}.")
     rng, rows = random.Random(seed), {}
+    kind = _Kind(min(fewest, steps), steps, difficulty, slips, distractors, stated)
     while len(rows) < size:
-        row = _demo_row(rng, steps, difficulty, slips)
+        row = _demo_row(rng, kind)
         rows.setdefault(row["input"], {"id": f"demo-{len(rows)}", **row})
     return list(rows.values())
 
 # %% ../../nbs/data/07_demo.ipynb #7d224815
+def _asked(options: LoadOptions) -> dict[str, Any]:
+    "What the stories are like, as arguments of `make_demo`."
+    return {name: getattr(options, f"demo_{name}") for name in
+            ("steps", "seed", "difficulty", "slips", "fewest", "distractors", "stated")}
+
 def load_demo(
     dataset: Dataset, # Its record
-    options: LoadOptions, # Size, steps, difficulty, slips and seed of the stories
+    options: LoadOptions, # Size and seed of the stories, and what they are like
 ) -> RawData: # One file, split in three
     "Generate the demo's stories and split them."
     check_choice("train_split of the demo", options.train_split, ["train"], DataError)
-    stories = make_demo(options.demo_size, options.demo_steps, options.demo_seed, options.demo_difficulty,
-                        options.demo_slips)
+    stories = make_demo(options.demo_size, **_asked(options))
     rows = [Row(r["id"], r["input"], r["label"], r["rationale"], r["teacher_label"], (), "", "") for r in stories]
     files = {"train": rows}
     return RawData(dataset, files, make_splits(files, options), [])
 
 # %% ../../nbs/data/07_demo.ipynb #761e7e5b
-DEMO_VERSION = 1 # goes up when the same arguments give other stories
+DEMO_VERSION = 2 # goes up when the same arguments give other stories
 
 def _demo_fingerprint(dataset: Dataset, options: LoadOptions) -> str:
     "The fingerprint of the generator and of what it is asked for."
-    asked = (options.demo_size, options.demo_steps, options.demo_seed, options.demo_difficulty, options.demo_slips)
+    asked = {"size": options.demo_size, **_asked(options)}
     return fingerprint_parts(dataset.name, {"generator": str(DEMO_VERSION), "asked": repr(asked)})
 
 DEMO = Dataset("demo", "Generated stories with true rationales", load_demo, label_kind="number",

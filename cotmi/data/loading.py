@@ -75,6 +75,12 @@ def _no_search_for_cycles() -> Iterator[None]:
         if searched:
             gc.enable()
 
+# %% ../../nbs/data/10_loading.ipynb #cccbf48a
+def _loaded(name: str, options: LoadOptions) -> LoadedData:
+    "As `_load` does it, and without stops to look for cycles."
+    with _no_search_for_cycles():
+        return _load(name, options)
+
 # %% ../../nbs/data/10_loading.ipynb #ed03701e
 def load_data(
     name: str, # A name in DATASETS, the path of a file or folder of rows, or `hub:<id>`
@@ -98,9 +104,12 @@ def load_data(
     valid_fraction: float = 0.1, # Share of train held out where there is no valid file
     test_fraction: float = 0.1, # Share of train held out where there is no test file
     demo_size: int = 4000, # Stories of the demo
-    demo_steps: int = 2, # Steps of a demo story
+    demo_steps: int = 2, # Steps of a demo story at the most
     demo_difficulty: int = 1, # 1 to 3, see `make_demo`
     demo_slips: float = 0.0, # Share of demo rationales with a wrong step
+    demo_fewest: int = 1, # Steps of a demo story at the least
+    demo_distractors: float = 0.25, # Share of demo stories with a bystander, whose number is of no use
+    demo_stated: float = 1.0, # Share of demo rationales that state their result
     demo_seed: int = 0, # Seed of the demo stories; apart from `seed`, so that runs share their test stories
 ) -> LoadedData: # examples (DatasetDict), report (DataReport), spec (Dataset)
     "Load a dataset into train, valid and test; raises `DataError` for missing files, wrong columns or no usable row."
@@ -109,11 +118,10 @@ def load_data(
         data_root=data_root, label_source=label_source, train_split=train_split or "train", augment=augment, seed=seed,
         max_train=max_train, max_valid=max_valid, max_test=max_test, recipe=recipe, columns=columns or {},
         input_template=input_template, extractor=extractor, explanations=explanations, label_kind=label_kind,
-        label_form=label_form, label_words=label_words,
-        valid_fraction=valid_fraction, test_fraction=test_fraction, demo_size=demo_size, demo_steps=demo_steps,
-        demo_difficulty=demo_difficulty, demo_slips=demo_slips, demo_seed=demo_seed)
-    with _no_search_for_cycles():
-        return _load(name, options)
+        label_form=label_form, label_words=label_words, valid_fraction=valid_fraction, test_fraction=test_fraction,
+        demo_size=demo_size, demo_steps=demo_steps, demo_difficulty=demo_difficulty, demo_slips=demo_slips,
+        demo_fewest=demo_fewest, demo_distractors=demo_distractors, demo_stated=demo_stated, demo_seed=demo_seed)
+    return _loaded(name, options)
 
 # %% ../../nbs/data/10_loading.ipynb #4098a518
 def dataset_name(

@@ -20,8 +20,8 @@ from .answers import answer
 from .faithfulness import rationale_effect
 from .rationale_quality import Embedder, load_embedder
 from .scoring import right_answers, score_predictions, with_interval
-from .shared_information import SharedInformation, sample_features, shared_information
-from ..students.features import Features
+from .shared_information import SharedInformation, sample_features, shared_information, shared_words
+from ..students.features import Features, narrowed_features
 from ..students.lengths import cut_warning
 from ..students.methods import get_method
 from ..students.student import Student
@@ -111,7 +111,9 @@ def evaluate_student(
     figures = scored.figures | _effect_figures(student, scored.table, config, progress)
     if not data.spec.rationales:
         return Evaluation(figures, scored.table, notes=tuple(scored.notes))
-    features = sample_features(student, data.examples["test"], config)
+    words = sample_features(student, data.examples["test"], config, most_dimensions=10**9)
+    features = narrowed_features(words)
     shared = _estimate_shared(features, config)
+    shared.term_words = shared_words(words, data.examples["test"])
     notes = scored.notes + shared.notes * config.estimate_mi # what was not asked for is not left out
     return Evaluation(figures | shared.figures, scored.table, features, shared.to_dict(), tuple(notes))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW_SEEDS', 'share_interval', 'Difference', 'paired_bootstrap', 'McNemar', 'mcnemar_exact', 'compare_methods',
-           'seed_interval', 'holm', 'mcnemar_power', 'smallest_difference', 'Association', 'association']
+           'seed_interval', 'holm', 'mcnemar_power', 'smallest_difference', 'seeds_needed', 'Association',
+           'association']
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #65c1d15a
 from dataclasses import asdict, dataclass
@@ -242,6 +243,23 @@ def smallest_difference(
         return float("nan")
     def surplus(difference: float) -> float: return mcnemar_power(difference, examples, disagreement, level) - power
     return cast(float, brentq(surplus, 0, disagreement, xtol=1e-6))
+
+# %% ../../nbs/evaluation/01_statistics.ipynb #c9ed2bbd
+def seeds_needed(
+    spread: float, # Standard deviation between seeds
+    difference: float, # Of the two means, in the same unit
+    power: float = 0.8, # Wanted probability of a significant result
+    level: float = 0.05, # Significance level, two-sided
+    most: int = 10_000, # Seeds at the most
+) -> int | None: # Seeds a method; None where `most` are too few
+    "How many seeds of each of two methods show a difference of their means (noncentral t)."
+    def reaches(seeds: int) -> bool:
+        freedom, shift = 2 * seeds - 2, difference / spread * (seeds / 2) ** 0.5
+        beyond = stats.t.ppf(1 - level / 2, freedom)
+        found = stats.nct.sf(beyond, freedom, shift) + stats.nct.cdf(-beyond, freedom, shift)
+        return bool(found >= power)
+
+    return next((seeds for seeds in range(2, most + 1) if reaches(seeds)), None)
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #13663fbb
 def _weighted_correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:

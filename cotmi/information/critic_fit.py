@@ -178,6 +178,7 @@ def read_bound(
     resamples: int = 200, # Bootstrap resamples; 0 for no interval
     level: float = 0.95, # Confidence level
     seed: int = 0, # Seed of the resampling
+    watch: Callable[[], object] = lambda: None, # Called before each matrix is resampled; may raise to stop
 ) -> Interval: # Nats
     "A bound read from score matrices, averaged by their sizes, with a centred bootstrap interval over pairs."
     record, generator = get_bound(bound), torch.Generator().manual_seed(seed)
@@ -188,6 +189,7 @@ def read_bound(
         return Interval(value, math.nan, math.nan)
     drawn = np.zeros(resamples)
     for s, m in zip(share, matrices, strict=True):
+        watch()
         drawn += s * record.read(m.double(), _resample_counts(len(m), resamples, generator)).numpy()
     low, high = np.nanquantile(drawn - np.nanmean(drawn) + value, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))

@@ -117,12 +117,13 @@ class _Reading(NamedTuple):
     spread: float # Standard error, by pairs or by folds, whichever is larger
 
 # %% ../../nbs/information/09_estimate.ipynb #93e501f8
-def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: float, seed: int) -> _Reading:
+def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: float, seed: int,
+          watch: Callable[[], object] = lambda: None) -> _Reading:
     "The bound of held-out scores."
     found = []
     for name in ("critics", "start") if setup.stacked else ("critics",):
         matrices = [m for fold in folds for m in _blocks(fold.scores if name == "critics" else fold.start, block)]
-        interval = read_bound(setup.bound, matrices, resamples=resamples, level=level, seed=seed)
+        interval = read_bound(setup.bound, matrices, resamples=resamples, level=level, seed=seed, watch=watch)
         by_matrix = [float(setup.bound.read(m)) for m in matrices]
         by_pair = (interval.high - interval.low) / (2 * float(norm.ppf((1 + level) / 2)))
         by_fold = float(np.std(by_matrix, ddof=1) / math.sqrt(len(matrices)))
@@ -256,7 +257,7 @@ def _warnings(estimate: Interval, ceiling: float | None, bound: Bound, steps: in
 
 # %% ../../nbs/information/09_estimate.ipynb #6804fbfb
 def _recorded(readings: Sequence[_Reading], setup: Setup, folds: list[Fold], asked: dict[str, Any],
-              more: dict[str, Any]) -> MIEstimate:
+              more: dict[str, Any], watch: Callable[[], object] = lambda: None) -> MIEstimate:
     "The estimate with its ceiling, its null and its diagnostics."
     bound, first, level = setup.bound, readings[0], asked["level"]
     estimate = Interval(*(float(np.mean(ends)) for ends in zip(*(r.interval for r in readings), strict=True)))
@@ -264,7 +265,8 @@ def _recorded(readings: Sequence[_Reading], setup: Setup, folds: list[Fold], ask
     measured = {**_measured(first, ceiling, setup, folds), **more, **asked}
     widths = (measured["z_width"], measured["v_width"])
     notes = _left_out(folds, widths) + _warnings(estimate, ceiling, bound, setup.steps, measured)
-    pairs, shuffled = sum(map(len, first.matrices)), shuffled_readings(first.interval.value, first.matrices)
+    pairs = sum(map(len, first.matrices))
+    shuffled = shuffled_readings(first.interval.value, first.matrices, watch=watch)
     return MIEstimate(
         *estimate, ceiling, bound.name, setup.critic.name, pairs, {"notes": notes, **_of_its_own(bound), **measured},
         _lower(bound, [r.interval.value for r in readings], [r.spread for r in readings], level),
@@ -294,21 +296,24 @@ def _constant_side(z: Tensor, v: Tensor) -> str | None:
 
 # %% ../../nbs/information/09_estimate.ipynb #d089dae2
 def _estimated(z: Tensor, v: Tensor, setup: Setup, asked: dict[str, Any], resamples: int,
-               progress: Callable[[int, int], bool | None] | None) -> MIEstimate:
+               progress: Callable[[int, int], bool | None] | None,
+               should_stop: Callable[[], bool] | None) -> MIEstimate:
     "The estimate of checked pairs."
     folds, seeds, repeats, seed = (asked[name] for name in ("folds", "seeds", "repeats", "seed"))
-    watch = Progress(folds * seeds * repeats + setup.stacked, progress)
+    watch = Progress(folds * seeds * repeats + setup.stacked, progress, should_stop=should_stop)
     readings, first = [], []
     for repeat in range(repeats):
         results = run_folds(z, v, setup, folds, seeds, seed + 7919 * repeat, watch)
-        readings.append(_read(results, setup, asked["block"], resamples, asked["level"], seed))
+        readings.append(_read(results, setup, asked["block"], resamples, asked["level"], seed, watch.look))
         first = first or results
+    watch.look()
     more: dict[str, Any] = {**_of_views(first, (z.shape[1], v.shape[1])), **_twins(first, z, v, setup.scaling)}
     more["above_upper_twin"] = (setup.bound.direction == "lower"
                                 and readings[0].interval.low > max(more["upper_twin"], 0) + 0.05)
     if setup.stacked:
         more["rise"], more["rise_error"] = _rise(z, v, setup, folds, seed, first[0], watch)
-    return _recorded(readings, setup, first, asked, more)
+    watch.look()
+    return _recorded(readings, setup, first, asked, more, watch.look)
 
 # %% ../../nbs/information/09_estimate.ipynb #e1775d1c
 def estimate_mi(
@@ -336,6 +341,7 @@ def estimate_mi(
     level: float = 0.95, # Confidence level of the interval and of the lower confidence bound
     seed: int = 0, # Seed of folds, weights and resampling
     progress: Callable[[int, int], bool | None] | None = None, # Called with (done, total); False cancels
+    should_stop: Callable[[], bool] | None = None, # Asked before each step of a critic; True cancels
 ) -> MIEstimate: # The estimate in nats; raises EstimationError, EstimationCancelled
     "Bound the mutual information of paired features, each pair scored by critics that never saw it."
     _check_options(scaling, start, folds, seeds, repeats)
@@ -349,7 +355,7 @@ def estimate_mi(
         return _nothing(setup, len(z), side)
     asked = {"folds": folds, "seeds": seeds, "repeats": repeats, "start": start, "scaling": scaling, "block": block,
              "level": level, "seed": seed}
-    return _estimated(z, v, setup, asked, resamples, progress)
+    return _estimated(z, v, setup, asked, resamples, progress, should_stop)
 
 # %% ../../nbs/information/09_estimate.ipynb #db8856d7
 def quick_estimate(

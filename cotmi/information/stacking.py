@@ -6,6 +6,8 @@
 __all__ = ['KERNEL_WIDTHS', 'KernelRatio', 'kernel_ratio', 'stack_weights']
 
 # %% ../../nbs/information/06_stacking.ipynb #44f93fb2
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -43,10 +45,14 @@ def kernel_ratio(
     bound: Bound, # That it will be read with
     train: tuple[Tensor, Tensor], # Normal scores of training pairs, [n, Dz] and [n, Dv]
     valid: tuple[Tensor, Tensor], # Of validation pairs
+    watch: Callable[[], object] = lambda: None, # Called before each width; may raise to stop
 ) -> KernelRatio: # With the width that does best on the validation pairs
     "A critic without towers."
-    critics = [KernelRatio(*train, width, bound.offset) for width in KERNEL_WIDTHS]
-    return max(critics, key=lambda critic: judged(bound, score(critic, *valid)))
+    def worth(critic: KernelRatio) -> float:
+        watch()
+        return judged(bound, score(critic, *valid))
+
+    return max((KernelRatio(*train, width, bound.offset) for width in KERNEL_WIDTHS), key=worth)
 
 # %% ../../nbs/information/06_stacking.ipynb #4b87f3e7
 def stack_weights(
@@ -54,11 +60,13 @@ def stack_weights(
     scores: Tensor, # [M, B, B] scores of validation pairs by M critics
     before: Tensor, # [M] weights to start from; they sum to one
     steps: int = 40, # Of Adam
+    watch: Callable[[], object] = lambda: None, # Called before each step; may raise to stop
 ) -> Tensor: # [M] weights that sum to one
     "The weights that read most on validation pairs, less what it costs to say them."
     logits, before = before.double().log().requires_grad_(), before.double()
     optimiser = torch.optim.Adam([logits], lr=0.3)
     for _ in range(steps):
+        watch()
         log_weights = logits.log_softmax(0)
         weights = log_weights.exp()
         reading = bound.read((weights[:, None, None] * scores).sum(0))

@@ -7,7 +7,7 @@ __all__ = ['ksg', 'shuffled_readings', 'p_value', 'detectable']
 
 # %% ../../nbs/information/07_twins.ipynb #8e734fd1
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,11 +37,13 @@ def shuffled_readings(
     matrices: Sequence[Tensor], # Score matrices [B_i, B_i] of held-out pairs
     shuffles: int = 999, # How many pairings
     seed: int = 0, # Seed of the pairings
+    watch: Callable[[], object] = lambda: None, # Called before each matrix; may raise to stop
 ) -> Tensor: # [shuffles] nats
     "What the same critics read of v in other orders; exact for InfoNCE, whose normaliser knows no order."
     generator, pairs = torch.Generator().manual_seed(seed), sum(len(m) for m in matrices)
     readings = torch.full((shuffles,), value, dtype=torch.float64)
     for m in matrices:
+        watch()
         orders = torch.rand(shuffles, len(m), generator=generator).argsort(1)
         readings += (m.double()[torch.arange(len(m)), orders].mean(1) - m.double().diagonal().mean()) * len(m) / pairs
     return readings

@@ -63,10 +63,12 @@ def gaussian_reading(
     z: Tensor, # [n, Dz] views of training pairs
     v: Tensor, # [n, Dv]
     parts: int = 3, # Parts that are left out in turn
+    watch: Callable[[], object] = lambda: None, # Called before each part; may raise to stop
 ) -> float: # Nats
     "What the closed form for Gaussian pairs reads on pairs that it was not fitted on."
     values = []
     for part in range(parts):
+        watch()
         out = torch.arange(len(z)) % parts == part
         basis = CanonicalBasis(z[~out], v[~out], parts=2)
         a, b = (x[:1000] for x in basis(z[out], v[out]))
@@ -94,8 +96,7 @@ def choose_components(
     most = max(x.shape[1] for x, cut in zip((z, v), reduced, strict=True) if cut)
     best, value, worse = most, -math.inf, 0
     for count in [c for c in COMPONENTS if c < most] + [most]:
-        watch()
-        now = gaussian_reading(z[:, :count] if reduced[0] else z, v[:, :count] if reduced[1] else v)
+        now = gaussian_reading(z[:, :count] if reduced[0] else z, v[:, :count] if reduced[1] else v, watch=watch)
         best, value, worse = (count, now, 0) if now > value else (best, value, worse + 1)
         if worse == 2:
             break
@@ -112,7 +113,10 @@ def choose_views(
     watch: Callable[[], object] = lambda: None, # Called before each try; may raise to stop
 ) -> tuple[FeatureView, FeatureView, list[float]]: # Views of z and of v, and the reading of each level
     "The views of both sides in which the closed form reads most on held-out training pairs."
-    sides = [PreparedSide(x, components or most_components(x.shape[1], len(x)), scaling, seed) for x in (z, v)]
+    sides = []
+    for x in (z, v):
+        watch()
+        sides.append(PreparedSide(x, components or most_components(x.shape[1], len(x)), scaling, seed))
     cut = (sides[0].directions is not None, sides[1].directions is not None)
     if components is None and any(cut):
         count = choose_components(sides[0](z), sides[1](v), cut, watch)
@@ -120,6 +124,6 @@ def choose_views(
     z_view, v_view, readings = FeatureView(sides[0], z), FeatureView(sides[1], v), []
     for level in range(most_level + 1):
         watch()
-        readings.append(gaussian_reading(z_view.at(level)(z), v_view.at(level)(v)) if most_level else 0.0)
+        readings.append(gaussian_reading(z_view.at(level)(z), v_view.at(level)(v), watch=watch) if most_level else 0.0)
     level = max(range(most_level + 1), key=readings.__getitem__)
     return z_view.at(level), v_view.at(level), readings

@@ -6,7 +6,7 @@
 __all__ = ['Comparison', 'compare_runs']
 
 # %% ../../nbs/runs/15_comparison.ipynb #4f2d7d2e
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +56,11 @@ def compare_runs(
     runs: Iterable[Run] | str | Path, # Runs, or a folder that holds some
     metrics: Sequence[Metric] = COMPARED, # Columns; those that no run has are left out
     level: float = 0.05, # Level of the tests, after Holm
+    named: Mapping[str, str] | None = None, # Id of a run to what its group is called, as a sweep file may say
 ) -> Comparison: # Tables, tests, published figures
     "Compare methods over datasets and seeds; raises `RunError` where no run is complete."
     runs = list_runs(runs) if isinstance(runs, (str, Path)) else list(runs)
-    groups, notes = group_runs(runs)
+    groups, notes = group_runs(runs, named)
     if not groups:
         raise RunError(f"There is no complete run among the {len(runs)} given. " + " ".join(notes[:5])
                        + " `cotmi run svamp` makes one; `cotmi list` shows how far each came.")

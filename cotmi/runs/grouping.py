@@ -6,7 +6,7 @@
 __all__ = ['VALID_ENOUGH', 'CAUTION', 'Group', 'group_runs', 'over_seeds', 'Basis', 'basis_over_seeds', 'hardly_answers']
 
 # %% ../../nbs/runs/11_grouping.ipynb #9d3a1bad
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from .run_folder import Run, has_objective
 from ..students.methods import METHODS
 
 # %% ../../nbs/runs/11_grouping.ipynb #35bc2cfa
-_SHAPELESS = {"seed", "dataset", "eval_batch_size", "estimate_mi", "mi_pairs", "mi_bounds", "report_to",
-              "torch_compile", "logging_steps"} # what does not shape a student, or is handled apart
+_SHAPELESS = {"seed", "dataset", "eval_batch_size", "estimate_mi", "mi_pairs", "valid_mi_pairs", "mi_bounds",
+              "report_to", "torch_compile", "logging_steps"} # what does not shape a student, or is handled apart
 _OF_OBJECTIVE = {"objective", "beta", "features", "mi_gradient", "critic", "critic_hidden", "critic_embedding",
                  "critic_learning_rate", "smile_tau"} # what a method without an objective does not look at
 
@@ -33,11 +33,11 @@ def _shape(run: Run) -> dict[str, Any]:
     return shape | {"data": data_fingerprint(run)[:8]} # a file of one name can hold other rows
 
 # %% ../../nbs/runs/11_grouping.ipynb #764c015a
-def _names(members: list[list[Run]]) -> list[str]:
+def _names(members: list[list[Run]], named: Mapping[str, str]) -> list[str]:
     "A name for each group: method and objective, and what tells it from others of that name on its dataset."
     shapes = [_shape(runs[0]) for runs in members]
-    plain = [" ".join(str(shape[k]) for k in ("method", "objective") if shape.get(k)) or runs[0].id
-             for shape, runs in zip(shapes, members, strict=True)]
+    plain = [named.get(runs[0].id) or " ".join(str(shape[k]) for k in ("method", "objective") if shape.get(k))
+             or runs[0].id for shape, runs in zip(shapes, members, strict=True)]
     datasets = [runs[0].config.get("dataset") for runs in members]
     names = []
     for shape, name, dataset in zip(shapes, plain, datasets, strict=True):
@@ -83,12 +83,13 @@ def _by_shape(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:
 # %% ../../nbs/runs/11_grouping.ipynb #0b6c5023
 def group_runs(
     runs: Iterable[Run], # Runs of any state
+    named: Mapping[str, str] | None = None, # Id of a run to what its group is called; method and objective if not there
 ) -> tuple[list[Group], list[str]]: # Groups in the order of METHODS, and notes on runs left out
     "Gather complete runs that differ only in their seed."
     notes: list[str] = []
     members = _by_shape(runs, notes)
     groups = [Group(str(runs[0].config.get("dataset", "")), str(runs[0].config.get("method", "")), name, runs)
-              for runs, name in zip(members, _names(members), strict=True)]
+              for runs, name in zip(members, _names(members, named or {}), strict=True)]
     rank = {method: place for place, method in enumerate(METHODS)}
     return sorted(groups, key=lambda g: (g.dataset, rank.get(g.method, len(rank)), g.name)), notes
 

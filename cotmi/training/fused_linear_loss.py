@@ -87,11 +87,12 @@ def _logits_into(
     hidden: Tensor, # [k, D] states of the rows
     weight: Tensor, # [W, D] of the head
     bias: Tensor | None, # [W] of the head
+    narrow: Tensor | None = None, # [>= k, W] memory in the dtype of the product, where that is not the buffer's
 ) -> Tensor: # [k, W], a part of `buffer`
     "Logits of the rows, computed where they are to stay."
     out = buffer[:len(hidden)]
-    if buffer.dtype != hidden.dtype:
-        return out.copy_(torch.nn.functional.linear(hidden, weight, bias))
+    if narrow is not None:
+        return out.copy_(_logits_into(narrow, hidden, weight, bias))
     if bias is None:
         return torch.mm(hidden, weight.t(), out=out)
     return torch.addmm(bias, hidden, weight.t(), out=out)
@@ -123,21 +124,24 @@ class _SlicedHead:
     logits: Tensor = field(init=False) # [rows, W]
     scratch: Tensor = field(init=False) # [scratch_rows, W]
     slope: Tensor = field(init=False) # [rows, W] of the bound at each logit; empty without one
+    narrow: Tensor | None = field(init=False) # [rows, W] in the dtype of the products, where `logits` has another
 
     def __post_init__(self):
         words, wide = len(self.weight), _wide_dtype(self.weight.dtype)
         self.logits = self.weight.new_empty(self.rows, words, dtype=wide)
         self.scratch = self.weight.new_empty(self.scratch_rows, words, dtype=wide)
         self.slope = self.weight.new_empty(self.rows if self.softcap else 0, words, dtype=wide)
+        self.narrow = None if wide == self.weight.dtype else self.weight.new_empty(self.rows, words)
 
     def scores(self, hidden: Tensor) -> Tensor:
         "Logits [k, W] of the rows `hidden` [k, D], in the slice's buffer."
-        return bound_in_place(_logits_into(self.logits, hidden, self.weight, self.bias), self.softcap, self.slope)
+        made = _logits_into(self.logits, hidden, self.weight, self.bias, self.narrow)
+        return bound_in_place(made, self.softcap, self.slope)
 
     def backward(self, gradient: Tensor, hidden: Tensor) -> Tensor:
         "The gradient [k, D] of the rows `hidden`, given that of their logits; adds the head's to its sum."
         gradient = gradient if self.softcap is None else gradient.mul_(self.slope[:len(gradient)])
-        narrow = gradient.to(hidden.dtype)
+        narrow = gradient if self.narrow is None else self.narrow[:len(gradient)].copy_(gradient)
         if self.wants[0]:
             self.weight_gradient = _add_product(self.weight_gradient, gradient, narrow, hidden)
         if self.wants[1]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core import FEATURES, ConfigError, check_choice, import_named, nearest
 from ..information.bounds import BOUNDS, Bound
 from .losses import POOLS, paper_surrogate
+from .papers_term import GRADIENT_SHARE, TERM_FIGURES
 from .variational import VARIATIONAL
 
 # %% ../../nbs/training/03_objectives.ipynb #47ceff12
@@ -32,7 +33,9 @@ class Objective:
     @property
     def padded(self) -> bool: return self.pool == "all" # whether it looks at padded positions too
     @property
-    def logs(self) -> tuple[str, ...]: return ("loss/mi",) if self.bound is None else ("loss/mi", f"mi/{self.name}")
+    def logs(self) -> tuple[str, ...]: # and what the log has of its figures
+        beside = (f"mi/{self.name}",) if self.bound else (*TERM_FIGURES, GRADIENT_SHARE) if self.pool else ()
+        return "loss/mi", *beside
 
 # %% ../../nbs/training/03_objectives.ipynb #35e7686b
 def _check_objective(objective: Objective):

@@ -9,7 +9,8 @@ __all__ = ['SETTLED', 'parameter_names', 'config_help', 'check_field', 'data_ide
 # %% ../../nbs/training/04_run_config.ipynb #8a75eab7
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from copy import deepcopy
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +32,16 @@ from cotmi.core import (
 )
 from ..students.adapter_kinds import ADAPTER_KINDS
 from ..students.methods import METHODS
-from .checks import TRACKERS, brief, check_name, check_names, check_own, check_text, check_trackers
+from cotmi.training.checks import (
+    TRACKERS,
+    brief,
+    check_compiler,
+    check_name,
+    check_names,
+    check_own,
+    check_text,
+    check_trackers,
+)
 from .selection import SELECTIONS
 
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
@@ -128,6 +138,8 @@ def _spell(name: str) -> str:
         own = ", or your own as package.module:attribute" if _fields()[name].metadata["own"] else ""
         several = _fields()[name].metadata["several"]
         return ("one or more of " if several else "one of ") + ", ".join(choices) + own
+    if any(map(_choices, get_args(kind))): # such as bool or a word
+        return " or ".join(", ".join(_choices(part)) or part.__name__ for part in get_args(kind))
     return str(getattr(kind, "__name__", kind)).replace(" | None", " or None").replace("None or ", "")
 
 def config_help(
@@ -203,9 +215,10 @@ _AT_LEAST: dict[str, int] = {name: 1 for name in (
     "max_input_length", "max_target_length", "generation_max_length", "label_max_length", "rationale_max_length",
     "critic_hidden", "critic_embedding", "adapter_rank",
     "max_train_examples", "max_valid_examples", "max_test_examples", "tokens_per_batch", "patience",
-    "demo_steps", "demo_difficulty", "mi_pairs")} | {name: 0 for name in (
+    "demo_steps", "demo_fewest", "demo_difficulty", "mi_pairs")} | {name: 0 for name in (
     "alpha", "beta", "gamma", "warmup_steps", "weight_decay", "seed", "split_seed", "demo_seed", "demo_slips",
-    "valid_fraction", "test_fraction", "adapter_dropout")} | {"demo_size": 30}
+    "demo_distractors", "demo_stated",
+    "valid_fraction", "test_fraction", "valid_mi_pairs", "adapter_dropout")} | {"demo_size": 30}
 _BELOW_ONE = ("dropout", "adapter_dropout", "valid_fraction", "test_fraction")
 _ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "max_grad_norm", "smile_tau", "adapter_alpha")
 
@@ -215,10 +228,11 @@ _AT_MOST: dict[str, float] = {name: limit for limit, names in (
     (2**31 - 1, ("max_steps", "eval_steps", "logging_steps", "warmup_steps", "patience", "max_train_examples",
                  "max_valid_examples", "max_test_examples", "tokens_per_batch")),
     (1_000_000, ("max_input_length", "max_target_length", "generation_max_length", "label_max_length",
-                 "rationale_max_length", "mi_pairs", "demo_size")),
+                 "rationale_max_length", "mi_pairs", "valid_mi_pairs", "demo_size")),
     (100_000, ("batch_size", "eval_batch_size", "gradient_accumulation_steps")),
     (65_536, ("critic_hidden", "critic_embedding", "adapter_rank")),
-    (6, ("demo_steps",)), (3, ("demo_difficulty",)), (1, ("demo_slips", "alpha")),
+    (6, ("demo_steps", "demo_fewest")), (3, ("demo_difficulty",)),
+    (1, ("demo_slips", "demo_distractors", "demo_stated", "alpha")),
 ) for name in names}
 
 # %% ../../nbs/training/04_run_config.ipynb #38f2fe2d
@@ -291,7 +305,8 @@ def _data_options(config: "RunConfig", data_root: str | Path | None = None) -> d
         label_words=config.label_words, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction,
         max_train=config.max_train_examples, max_valid=config.max_valid_examples, max_test=config.max_test_examples,
         demo_size=config.demo_size, demo_steps=config.demo_steps, demo_difficulty=config.demo_difficulty,
-        demo_slips=config.demo_slips, demo_seed=config.demo_seed)
+        demo_slips=config.demo_slips, demo_fewest=config.demo_fewest, demo_distractors=config.demo_distractors,
+        demo_stated=config.demo_stated, demo_seed=config.demo_seed)
 
 def data_identity(
     config: "RunConfig", # Says which data
@@ -373,9 +388,12 @@ class RunConfig:
     max_test_examples: int | None = _set(None, "Subsample of test, always the same; all if None.")
     split_seed: int = _set(0, "Seed of splits and subsamples, apart from the run's own seed.")
     demo_size: int = _set(4000, "Demo: stories in all, before the split (our choice).")
-    demo_steps: int = _set(2, "Demo: steps of a story, 1 to 6 (our choice).")
-    demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones and bystanders; 3 doubling too (our choice).")
+    demo_steps: int = _set(2, "Demo: steps of a story at the most, 1 to 6 (our choice).")
+    demo_difficulty: int = _set(1, "Demo: 1 small counts; 2 larger ones; 3 doubling too (our choice).")
     demo_slips: float = _set(0.0, "Demo: share of teacher rationales with one wrong step (our choice).")
+    demo_fewest: int = _set(1, "Demo: steps of a story at the least (our choice).")
+    demo_distractors: float = _set(0.25, "Demo: share of stories with a number of no use (our choice).")
+    demo_stated: float = _set(1.0, "Demo: share of rationales that state their result (our choice).")
     demo_seed: int = _set(0, "Demo: seed of the stories, apart from the run's own seed.")
     # Method
     method: str = _set("mi", "finetune, single_task, dss (Hsieh et al. 2023) or mi (Chen et al. 2024).", _methods)
@@ -417,7 +435,7 @@ class RunConfig:
     rationale_max_length: int | None = _set(None, "Tokens generated for a rationale; None: from the train targets "
                                                   "(64 with paper_protocol).")
     # Training
-    batch_size: int = _set(64, "Examples a forward pass, on each device.")
+    batch_size: int = _set(64, "Examples a forward pass; several processes share them.")
     gradient_accumulation_steps: int = _set(1, "Forward passes an optimiser step.")
     max_steps: int = _set(10_000, "Optimiser steps.")
     learning_rate: float = _set(5e-5, "Peak learning rate of AdamW.")
@@ -436,7 +454,8 @@ class RunConfig:
         "length", "Batches of like length (our choice), at random as published, or in file order.")
     tokens_per_batch: int | None = _set(None, "With length batching: padded tokens a batch may hold.")
     vocabulary_pass: Literal["fused", "plain"] = _set("fused", "How the losses go through the vocabulary (our choice).")
-    bf16: bool = _set(False, "Mixed precision with bfloat16.")
+    bf16: bool | Literal["auto"] = _set(False, "Matrix products in bfloat16, the rest in float32; auto: where that is "
+                                                "faster.")
     fp16: bool = _set(False, "Mixed precision with float16, on a GPU.")
     gradient_checkpointing: bool = _set(False, "Recompute activations to save memory.")
     torch_compile: bool = _set(False, "Compile the student; on a CPU slower than not (see `cotmi.students.t5_packed`).")
@@ -445,6 +464,7 @@ class RunConfig:
                           several=True)
     # Evaluation
     eval_batch_size: int = _set(64, "Examples a batch of generation (our choice).")
+    valid_mi_pairs: int = _set(300, "Pairs of valid on which I(Z;V) is read at each evaluation; 0: none (our choice).")
     estimate_mi: bool = _set(True, "Estimate I(Z;V) and correlations on test after training (our choice).")
     mi_pairs: int = _set(1000, "Pairs of test examples kept and estimated on, at the most (our choice).")
     mi_bounds: str = _set("infonce,smile,gaussian", "Bounds estimated after training (our choice).", _bounds, own=True,
@@ -459,7 +479,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]: # Name to value
         "Every value by name, without where it came from."
-        return {name: value for name, value in asdict(self).items() if name != "sources"}
+        return {name: deepcopy(getattr(self, name)) for name in _fields()} # a sweep asks ten thousand times
 
     def asked(self) -> dict[str, Any]: # Name to value
         "Every value as it was asked for: None where a run settled it."
@@ -544,6 +564,11 @@ def check_ready(
     check_trackers(config.report_to)
     _check_adapter_ready(config)
     check_device(config)
+    check_compiler(config.torch_compile)
+    if config.bf16 is True:
+        from cotmi.students.precision import check_bfloat16  # late: brings torch
+
+        check_bfloat16()
     for name, get in _own_names(config):
         check_own(name, get)
 

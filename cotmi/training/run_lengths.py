@@ -8,7 +8,6 @@ __all__ = ['run_lengths', 'settle_limits', 'settle_generation', 'tokenize_split'
 
 # %% ../../nbs/training/04a_run_lengths.ipynb #049dffa8
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..students.methods import METHODS
 from ..students.student import Student
 from ..students.token_cache import kept_tokens
 from ..students.written_labels import spelt, unwritable_labels
+from .processes import process_number
 from .run_config import RunConfig
 
 # %% ../../nbs/training/04a_run_lengths.ipynb #77c720a5
@@ -197,7 +197,7 @@ def prepare_texts(
     report: dict[str, Any] = {split: token_counts(part, config.method, run_lengths(config))
                               for split, part in tokens.items()}
     report["unwritable"] = _unwritable(data, student, config)
-    if not int(os.environ.get("RANK", 0)): # of several processes the first one speaks and writes
+    if not process_number(): # of several processes the first one speaks and writes
         _warn(report)
         _record(folder, config, report)
     return PreparedTexts(config, tokens, report)

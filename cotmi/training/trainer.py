@@ -10,14 +10,15 @@ __all__ = ['LOSS_EXAMPLES', 'WEIGHTS', 'batch_sampler', 'WatchedSplit', 'watched
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
@@ -35,6 +36,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from cotmi.core import (
+    ConfigError,
     RunError,
     RunFile,
     TrainingError,
@@ -52,18 +54,23 @@ from ..students.generation import generate
 from ..students.layout import PromptOptions
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
+from ..students.precision import Precision, choose_precision, products_in
 from ..students.student import Student, merged, trained_share
 from ..students.tasks import TASK_COLUMNS
 from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
 from .fused_linear_loss import vocabulary_pass
 from .losses import term_weights
+from .papers_term import GRADIENT_EVERY
+from .processes import check_processes, process_count, process_number, together
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
 from .run_student import run_optimizer, run_student
 from .selection import SELECTIONS, Selection, best_evaluation
-from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items, step_losses
+from .shares import StopTogether, as_the_first_finds, own_rows, process_seed, share_of
+from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items
 from .trackers import TRACKERS, tracker_names, tracking
+from .valid_information import valid_information, watched_pairs
 
 # %% ../../nbs/training/06_trainer.ipynb #0e6d94a6
 def _stop_at(what: str, step: int, config: RunConfig, checkpoint: Path | None) -> TrainingError:
@@ -98,10 +105,11 @@ def batch_sampler(
         lengths = np.ones_like(lengths)
     return LengthGroupedBatches(lengths, config.batch_size, config.seed, config.tokens_per_batch)
 
-def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfig) -> DataLoader:
-    "Collated batches in the order of training."
-    return DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
-                      pin_memory=torch.cuda.is_available())
+def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfig, device: torch.device) -> DataLoader:
+    "Collated batches in the order of training, whole in every process."
+    loader = DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
+                        pin_memory=torch.cuda.is_available())
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 # %% ../../nbs/training/06_trainer.ipynb #172c6cb7
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ class WatchedSplit:
     rows: Sequence[dict[str, list[int]]] = () # Tokenised rows that the loss is taken over; none for no loss
     explain_ids: Sequence[list[int]] = () # Token ids of the rationale task's inputs, where rationales are measured
     rationales: Sequence[str] = () # The teacher's rationales, where rationales are measured
+    pairs: Dataset | None = None # Rows on which the information of Z and V is watched; None for none
 
     def accuracy(self,
         answers: Sequence[str], # What the student wrote, in the order of the inputs
@@ -139,7 +148,7 @@ def _with_selection(split: WatchedSplit, tokens: Dataset, rationales: Sequence[s
         rows = rows.select([len(rows) * i // LOSS_EXAMPLES for i in range(LOSS_EXAMPLES)])
     asked = {"explain_ids": list(tokens["explain_input_ids"]),
              "rationales": [text or "" for text in rationales]} if selection.rationales else {}
-    return replace(split, rows=rows.to_list(), **asked)
+    return replace(split, rows=rows.to_list(), pairs=watched_pairs(tokens, config.valid_mi_pairs), **asked)
 
 # %% ../../nbs/training/06_trainer.ipynb #dc408321
 def watched_splits(
@@ -160,14 +169,10 @@ def watched_splits(
     return watched
 
 # %% ../../nbs/training/06_trainer.ipynb #54984b30
-def _share(rows: Sequence, process: int, processes: int) -> Sequence:
-    "A process's run of the rows; those of all processes, one after the other, are the whole."
-    return rows[len(rows) * process // processes:len(rows) * (process + 1) // processes]
-
 def _answers(student: Student, input_ids: Sequence[list[int]], longest: int, config: RunConfig,
              accelerator: Accelerator) -> list[str]:
     "What a student answers to inputs, known to every process."
-    own = _share(input_ids, accelerator.process_index, accelerator.num_processes)
+    own = share_of(input_ids, accelerator.process_index, accelerator.num_processes)
     return gather_object(generate(student, own, longest, config.eval_batch_size))
 
 # %% ../../nbs/training/06_trainer.ipynb #f81dc5ef
@@ -175,7 +180,7 @@ def _split_loss(module: CotModule, rows: Sequence[dict[str, list[int]]], collate
                 config: RunConfig, accelerator: Accelerator) -> float:
     "The token means of the tasks over a split, weighed as in training."
     module.student.eval()
-    own = _share(rows, accelerator.process_index, accelerator.num_processes)
+    own = share_of(rows, accelerator.process_index, accelerator.num_processes)
     sums: dict[str, float] = {}
     for places in length_batches([len(row["predict_input_ids"]) for row in own], config.eval_batch_size):
         batch = {name: value.to(module.asked.device) for name, value in collate([own[i] for i in places]).items()}
@@ -214,6 +219,8 @@ def _split_figures(trainer: "CotTrainer", split: WatchedSplit) -> dict[str, floa
         written = ([split.method.split(answer)[0] or "" for answer in answers] if split.method.joined_target
                    else _answers(asked, split.explain_ids, lengths.rationale, config, accelerator))
         figures["rationale_rouge_l"] = _rouge_l(written, split.rationales)
+    if split.pairs is not None: # every process reads the same, and none waits for another
+        figures |= valid_information(asked, split.pairs, config)
     return figures
 
 # %% ../../nbs/training/06_trainer.ipynb #7ab328c1
@@ -231,7 +238,7 @@ def _watch(trainer: "CotTrainer", prefix: str) -> dict[str, float]:
 # %% ../../nbs/training/06_trainer.ipynb #a25b9eee
 WEIGHTS = "model.safetensors" # of a checkpoint
 _STATE = "trainer_state.json" # of the Trainer, written last
-_TERMS = "terms.json" # the sums of the log, and the route
+_TERMS = "terms.json" # the sums of the log, the route and the precision
 
 def _save_module(module: nn.Module, path: Path):
     "Write a module's weights as safetensors, whole or not at all."
@@ -271,7 +278,9 @@ class _CheckpointedTrainer(Trainer):
     module: CotModule
     run_config: RunConfig
     terms: TermSums
+    summed: dict[str, Any] # The sums over all processes, and the route, as the next checkpoint keeps them
     route: str # By whose forward the student is trained; empty before the first step
+    precision: Precision
 
     @property
     def run_folder(self) -> Path: return Path(str(self.args.output_dir)).parent
@@ -292,13 +301,21 @@ class _CheckpointedTrainer(Trainer):
         self.check_weights()
         for callback in self.callback_handler.callbacks: # one that was not there when the training began
             cast(dict, self.state.stateful_callbacks).setdefault(type(callback).__name__, {})
+        self.summed = self.terms.to_dict(self.accelerator.gather) | { # all take part
+            "route": self.route, "precision": asdict(self.precision)}
         super()._save_checkpoint(model, trial)
     def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir or str(self.args.output_dir))
-        summed = self.terms.to_dict(self.accelerator.gather) | {"route": self.route}
-        if self.args.should_save: # one process writes for all
-            _save_module(self.module, folder / WEIGHTS)
-            write_json(folder / _TERMS, summed)
+        folder = Path(output_dir or str(self.args.output_dir)) # only the process that writes for all comes here
+        _save_module(self.module, folder / WEIGHTS)
+        write_json(folder / _TERMS, self.summed)
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone() # the state that is written next says that all is there
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        own = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if checkpoint is not None and not Path(checkpoint, own).is_file(): # written by another number of processes
+            torch.manual_seed(process_seed(self.args.seed, self.args.process_index, self.state.global_step))
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         load_model(self.module, str(Path(resume_from_checkpoint) / WEIGHTS))
     def kept_evaluation(self) -> Mapping[str, Any] | None:
@@ -311,7 +328,8 @@ class _CheckpointedTrainer(Trainer):
 # %% ../../nbs/training/06_trainer.ipynb #87a0363a
 def _route_of(module: CotModule, arguments: TrainingArguments) -> str:
     "By whose forward the passes of a training are run; asked in the middle of one, in its mode and precision."
-    return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
+    with products_in(arguments.bf16, module.asked.device):
+        return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
 
 # %% ../../nbs/training/06_trainer.ipynb #b579a369
 class CotTrainer(_CheckpointedTrainer):
@@ -328,24 +346,26 @@ class CotTrainer(_CheckpointedTrainer):
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms, self.route = config, TermSums(), ""
+        self.precision = Precision(config.bf16 is True, "as configured")
         self.cut: dict[str, float] = {} # shares of the training texts that are cut
         self.trained_share = trained_share(module.asked)
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
         super().__init__(*given, callbacks=list(callbacks), optimizer_cls_and_kwargs=run_optimizer(config, arguments))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
-        shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
-        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
+        shares, measured = self.current_gradient_accumulation_steps, self.state.global_step % GRADIENT_EVERY == 0
+        loss, parts = model(**inputs, items=num_items_in_batch, shares=shares, measured=measured)
         self.terms.add({"loss": loss.detach(), **parts}, shares)
         self.route = self.route or _route_of(self.module, self.args)
         return (loss, {}) if return_outputs else loss
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, step_items(batches, self.accelerator, device)
+        process, processes = self.args.process_index, self.args.world_size
+        return [own_rows(batch, process, processes) for batch in batches], step_items(batches, processes)
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(self.module.student)
         return add_companions(optimizer, self.module.companions, self.run_config.critic_learning_rate)
     def get_train_dataloader(self) -> DataLoader:
-        return self.accelerator.prepare(_loader(self.rows, self.data_collator, self.run_config))
+        return _loader(self.rows, self.data_collator, self.run_config, self.args.device)
     def log(self, logs, start_time=None):
         if "loss" in logs: # ours is that of the lines since the last one, whoever began them
             logs = logs | self.terms.take(self.accelerator.gather)
@@ -364,7 +384,8 @@ def training_arguments(
     config: RunConfig, # The run
     folder: str | Path, # The run folder
 ) -> TrainingArguments: # What the Trainer takes
-    "The Trainer's arguments for a configuration."
+    "The Trainer's arguments for a configuration; where there are several processes, this is where they meet."
+    check_processes(config.batch_size)
     eval_steps, selection = min(config.eval_steps, config.max_steps), SELECTIONS[config.select_by]
     arguments = TrainingArguments(
         output_dir=str(Path(folder) / RunFile.CHECKPOINTS), seed=config.seed, data_seed=config.seed,
@@ -372,8 +393,10 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler, warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="adamw_torch_fused",
-        bf16=config.bf16 or config.weights != "float32", fp16=config.fp16,
-        use_cpu=not torch.accelerator.is_available(), torch_compile=config.torch_compile,
+        bf16=config.bf16 is True or config.weights != "float32", fp16=config.fp16,
+        torch_compile=config.torch_compile,
+        # Without a GPU bf16 wants to hear it, and several processes would train each for itself.
+        use_cpu=not torch.accelerator.is_available(),
         eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps", save_steps=eval_steps, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_" + selection.figure.replace("/", "_"),
         greater_is_better=selection.higher, logging_nan_inf_filter=False, # we look ourselves, and hide nothing
@@ -382,9 +405,12 @@ def training_arguments(
         accelerator_config={"non_blocking": torch.cuda.is_available()}, # a batch is copied while the last one is run
         run_name=Path(folder).resolve().name,
         report_to=[name for name in tracker_names(config.report_to) if name not in TRACKERS] or "none",
-        ddp_find_unused_parameters=False, # all have gradients, the head outside the forward that DDP would search
+        ddp_find_unused_parameters=False, # all have gradients in every forward pass
         save_only_model=False, log_level="error")
-    arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU; torchrun starts several
+    arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU
+    if arguments.world_size != process_count(): # as mpirun starts them, which tells by variables of its own
+        raise ConfigError(f"accelerate counts {arguments.world_size} processes, RANK and WORLD_SIZE say "
+                          f"{process_count()}. Start with torchrun, accelerate launch --multi_gpu or --processes.")
     return arguments
 
 # %% ../../nbs/training/06_trainer.ipynb #29771221
@@ -417,6 +443,7 @@ class TrainResult:
     examples_per_second: float # Median over the log steps
     stopped: bool # True where somebody stopped it before its last step
     route: str = "" # By whose forward the student was trained, and why
+    precision: str = "" # In which precision, and why
     cut: dict[str, float] = field(default_factory=dict) # Shares of the training texts that were cut, by name
     trained_share: float = 1.0 # Which part of the student's values was trained; below 1 with an adapter
 
@@ -441,10 +468,12 @@ def _write_result(result: TrainResult, folder: Path):
     summary = {name: value for name, value in vars(result).items() if name != "student"}
     write_json(folder / RunFile.TRAINING, summary)
 
-def _read_result(folder: Path) -> TrainResult | None:
-    "What a training that is done left in a folder; None where it is not done."
-    if not (folder / RunFile.TRAINING).exists() or not (folder / RunFile.STUDENT).is_dir():
-        return None
+def _is_done(folder: Path) -> bool:
+    "Whether a training in a folder has come to its end."
+    return (folder / RunFile.TRAINING).exists() and (folder / RunFile.STUDENT).is_dir()
+
+def _read_result(folder: Path) -> TrainResult:
+    "What a training that is done left in a folder."
     kept = read_json(folder / RunFile.TRAINING, RunError)
     kept |= {name: math.nan for name in ("best_accuracy", "examples_per_second") if kept[name] is None}
     return TrainResult(load_student(str(folder / RunFile.STUDENT)), **kept)
@@ -468,9 +497,8 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return TrainResult(
         student, steps=state.global_step, best_step=kept.get("step", state.global_step),
         best_accuracy=kept.get("valid/accuracy", math.nan), seconds=last.get("seconds", 0.0), route=trainer.route,
-        cut=trainer.cut, trained_share=trainer.trained_share,
-        examples_per_second=float(np.median(speeds)) if speeds else math.nan,
-        stopped=not _has_ended(trainer))
+        precision=trainer.precision.told, cut=trainer.cut, trained_share=trainer.trained_share,
+        examples_per_second=float(np.median(speeds)) if speeds else math.nan, stopped=not _has_ended(trainer))
 
 # %% ../../nbs/training/06_trainer.ipynb #56730125
 def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
@@ -478,6 +506,7 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     student.model.float().eval() # as it is when it is loaded again
     student = merged(student) if trainer.run_config.adapter_merged else student
     result = _result(trainer, student, rows)
+    trainer.accelerator.wait_for_everyone() # all have read the best checkpoint
     if trainer.is_world_process_zero():
         _write_student(trainer.module, student, folder)
         if not result.stopped:
@@ -486,6 +515,17 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
+def _fresh_student(config: RunConfig, data: LoadedData) -> Student:
+    "The student that a training begins with, the same in every process."
+    if (term := run_objective(config)) is not None and term.bound is not None:
+        get_critic(config.critic) # like an objective, refused before anything is loaded
+    seed_everything(config.seed)
+    return run_student(config, training_texts(data), prompt_options(config))
+
+def _own_tracking(config: RunConfig, folder: Path, checkpoint: Path | None) -> AbstractContextManager[list]:
+    "The trackers of the first process; the others have none."
+    return nullcontext([]) if process_number() else tracking(config, folder, _step_of(checkpoint))
+
 def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, history: History,
                   arguments: TrainingArguments, callbacks: Iterable[TrainerCallback]) -> CotTrainer:
     "The trainer of a run."
@@ -496,12 +536,15 @@ def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, hist
                          config, watched, [history, *patience, *callbacks])
     trainer.cut = texts.cut
     trainer.remove_callback(PrinterCallback)
+    if process := arguments.process_index: # the Trainer has given all of them the same numbers
+        torch.manual_seed(process_seed(config.seed, process))
     return trainer
 
 # %% ../../nbs/training/06_trainer.ipynb #69468894
 def _take_up(trainer: CotTrainer, checkpoint: Path):
     "Give a trainer what a checkpoint kept beside weights, optimiser and random state."
     trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+    trainer.state.is_world_process_zero = trainer.is_world_process_zero() # the first one wrote it
     if (checkpoint / _TERMS).is_file(): # earlier versions wrote none
         kept = read_json(checkpoint / _TERMS, RunError)
         trainer.terms.restore(kept, trainer.module.asked.device)
@@ -511,7 +554,22 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             vars(callback).update(kept.get("attributes", {}))
 
+def _precision_of(config: RunConfig, checkpoint: Path | None) -> Precision:
+    "The precision of the checkpoint that a training goes on from where a machine chose it, else as this one chooses."
+    kept = read_json(checkpoint / _TERMS, RunError) if checkpoint and (checkpoint / _TERMS).is_file() else {}
+    if "precision" in kept and not isinstance(config.bf16, bool):
+        return Precision(**kept["precision"])
+    return choose_precision(config.bf16)
+
 # %% ../../nbs/training/06_trainer.ipynb #8b07d34b
+def _found_start(folder: Path) -> tuple[bool, Path | None]:
+    "Whether a training is done, and the checkpoint that it goes on from; what it had begun to write is deleted."
+    if _is_done(folder):
+        shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True) # where a process died over them
+        return True, None
+    _clear_unfinished(folder)
+    return False, last_checkpoint(folder)
+
 def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
     "Train from a checkpoint, or from the beginning; to the weights that valid picks."
     if checkpoint is None:
@@ -532,25 +590,27 @@ def train(
     callbacks: Iterable[TrainerCallback] = (), # More callbacks, such as a live monitor
     progress: bool = True, # Show a progress bar
 ) -> TrainResult: # The trained student with a summary
-    "Train a student, or go on where an interrupted training stopped."
+    "Train a student, or go on where an interrupted training stopped; of several processes all call this."
     folder = Path(folder)
-    if (done := _read_result(folder)) is not None:
-        shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True) # where a process died over them
-        return done
-    if (term := run_objective(config)) is not None and term.bound is not None:
-        get_critic(config.critic) # like an objective, refused before anything is loaded
-    seed_everything(config.seed)
-    student = run_student(config, training_texts(data), prompt_options(config))
-    if progress and student.adapter is not None:
-        print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
-    texts = prepare_texts(config, data, student, folder)
-    arguments = training_arguments(texts.config, folder)
-    if first := arguments.process_index == 0:
-        _clear_unfinished(folder)
-    history = History(folder / RunFile.HISTORY, arguments.train_batch_size * config.gradient_accumulation_steps
-                      * arguments.world_size)
-    shown, checkpoint = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])], last_checkpoint(folder)
-    with tracking(texts.config, folder, _step_of(checkpoint)) if first else nullcontext([]) as trackers:
-        trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *trackers, *shown])
-        _train_on(trainer, history, checkpoint)
-    return _finish(trainer, student, history.rows, folder)
+    with together():
+        precision = _precision_of(config, last_checkpoint(folder))
+        run = replace(config, bf16=precision.bf16)
+        arguments = training_arguments(run, folder)
+        asked = {"data": data.fingerprint, **config.asked()} if arguments.world_size > 1 else {}
+        done, checkpoint = as_the_first_finds(lambda: _found_start(folder), asked)
+        if done:
+            return _read_result(folder)
+        student = _fresh_student(run, data)
+        if progress and student.adapter is not None:
+            print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
+        with arguments.main_process_first(local=False): # it writes what the others read
+            texts = prepare_texts(run, data, student, folder)
+        history = History(folder / RunFile.HISTORY, config.batch_size * config.gradient_accumulation_steps,
+                          writes=arguments.process_index == 0)
+        stopping = [StopTogether()] if arguments.world_size > 1 else []
+        shown = [*stopping, FinishWithEvaluation(), *([ProgressBar()] if progress else [])]
+        with _own_tracking(texts.config, folder, checkpoint) as trackers:
+            trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *trackers, *shown])
+            trainer.precision = precision
+            _train_on(trainer, history, checkpoint)
+        return _finish(trainer, student, history.rows, folder)

@@ -1,0 +1,109 @@
+"""A sweep as a job array of a real SLURM: one job killed, one cut off by the cluster's signal, the terminal closed."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import helpers_sweep as small
+import pytest
+from helpers_slurm import MISSING, tiny_slurm
+
+from cotmi.core import RunError
+from cotmi.runs import slurm_engine
+from cotmi.runs.local_engine import EngineOptions
+from cotmi.runs.run_folder import Run
+from cotmi.runs.run_process import as_job
+from cotmi.runs.sweep import sweep_folder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"SLURM's programs are not all here: {', '.join(MISSING)}"),
+    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="SLURM's daemons are started as root"),
+]
+
+
+def ask(slurm: dict[str, str], *words: str) -> str:
+    return subprocess.run(words, env=slurm, capture_output=True, text=True, check=True).stdout
+
+
+def job_of(slurm: dict[str, str], folder: Path, place: Path) -> str:
+    "The number of the job that has a run of the first array under way, by the order of the runs."
+    runs = [run.folder for run in small.planned(place / "small.yaml", place / "outputs")]
+    array = min(int(line.split("_")[0]) for line in ask(slurm, "squeue", "-h", "-r", "-o", "%i").split())
+    return f"{array}_{runs.index(folder)}"
+
+
+def cut_off_one(slurm: dict[str, str], sign: str, place: Path, runs: list, cut_off: list[Path]) -> bool:
+    "Send a signal to the job of a run under way; whether SLURM took it: a job that has just begun is not ready yet."
+    for run in runs:
+        if run.folder not in cut_off and small.begun(run):
+            number = job_of(slurm, run.folder, place)
+            if subprocess.run(["scancel", f"--signal={sign}", number], env=slurm, capture_output=True).returncode == 0:
+                cut_off.append(run.folder)
+                return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    "A sweep that had one job killed and one cut off, and whose command was killed while it waited."
+    pytest.importorskip("submitit")
+    place = tmp_path_factory.mktemp("slurm")
+    path = small.write_sweep(place)
+    runs = small.planned(path, place / "outputs")
+    words = [small.TOOLS / "cotmi", "sweep", "small.yaml", "--on", "slurm", "-o", "time", "30", "-o", "partition",
+             "short"]
+    with tiny_slurm(place / "daemons") as slurm, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+        with (place / "told").open("w") as told:
+            command = subprocess.Popen(words, cwd=place, env=small.environment(place), stderr=told, stdout=told)
+        cut_off: list[Path] = []
+        for sign in ("KILL", "USR2"): # the second is what SLURM sends before a time limit, and when it preempts
+            small.wait_until("a run under way", lambda sign=sign: cut_off_one(slurm, sign, place, runs, cut_off))
+        small.wait_until("the killed job", lambda: len(list(place.rglob("*_submission.sh"))) == 2)
+        command.send_signal(signal.SIGKILL) # the terminal is closed
+        command.wait()
+        again = small.cotmi(place, "sweep", "small.yaml", "--on", "slurm")
+        small.wait_until("the queue", lambda: not ask(slurm, "squeue", "-h", "-o", "%i").strip(), 900)
+        yield place, runs, set(cut_off), again, slurm
+
+
+def test_every_run_is_done_once_and_as_by_itself(swept, tmp_path):
+    place, runs, cut_off, _, _ = swept
+    small.make_reference(place / "small.yaml", tmp_path, min(3, small.RUNS))
+    assert len(runs) == small.RUNS and len(cut_off) == 2
+    small.check_done_once(runs, tmp_path, cut_off)
+
+
+def test_a_sweep_in_the_queue_is_not_put_there_twice(swept):
+    _, _, _, again, _ = swept
+    assert again.returncode == 1 and "in the queue already" in again.stderr, again.stderr
+
+
+def test_the_table_is_there_later(swept):
+    place, runs, _, _, _ = swept
+    done = small.cotmi(place, "sweep", "small.yaml", "--status")
+    assert done.returncode == 0 and f"{len(runs)} runs: {len(runs)} complete" in done.stdout
+    assert done.stdout.count("120/120") == len(runs)
+
+
+def test_whoever_waits_gets_every_run_back(swept, monkeypatch):
+    place, runs, _, _, _ = swept
+    options = EngineOptions(sweep_folder(place / "small.yaml", place / "outputs"), "slurm")
+    jobs = {f"1_{number}": as_job(run) for number, run in enumerate(runs)}
+    lost = as_job(runs[0].__class__(**{**vars(runs[0]), "folder": place / "outputs" / "demo" / "gone"}))
+    monkeypatch.setattr(slurm_engine, "submit",
+                        lambda *_, again=False: {"9_9": lost} if again else {**jobs, "9_8": lost})
+    ended = list(slurm_engine.run_slurm([*jobs.values(), lost], options))
+    assert [message for job, message in ended if job != lost] == [None] * len(runs)
+    (said,) = [message for job, message in ended if job == lost]
+    assert "is not begun" in said and "9_9" in said
+
+
+def test_what_sbatch_refuses_is_said(swept, tmp_path):
+    place, runs, _, _, _ = swept
+    options = EngineOptions(tmp_path, "slurm", options={"partition": "nowhere"})
+    with pytest.raises(RunError, match="nowhere|partition"):
+        slurm_engine.submit([as_job(runs[0])], options)
+    assert Run(runs[0].folder).status == "complete"
