@@ -213,7 +213,7 @@ def test_default_names_are_names_of_the_records():
     assert set(chosen) == {"method", "objective", "features", "critic", "adapter", "select_by", "report_to",
                            "mi_bounds"}
     for name, declared in chosen.items():
-        assert set(declared.default.split(",")) <= set(declared.metadata["names"]()), name
+        assert set((declared.default or "").split(",")) - {""} <= set(declared.metadata["names"]()), name
         for other in declared.metadata["names"]():
             assert getattr(RunConfig(**{"objective": "infonce", name: other}), name) == other
 

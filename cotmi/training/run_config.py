@@ -41,6 +41,7 @@ from cotmi.training.checks import (
     check_own,
     check_text,
     check_trackers,
+    refuse_device_map,
 )
 from .selection import SELECTIONS
 
@@ -181,15 +182,6 @@ def _usable(name: str, typed: Any, what: str) -> Any:
         return check(what, str(typed), names(), declared.metadata["own"], config_help(name))
     return typed
 
-# %% ../../nbs/training/04_run_config.ipynb #6a1c16af
-def _refuse_device_map(name: str) -> None:
-    "Say why a student is not spread over devices."
-    if name == "device_map":
-        raise ConfigError("device_map spreads one student over several devices, layer after layer, so that one works "
-                          "at a time; it is made for inference. Leave it out: a student trains on one device, and more "
-                          "devices train on more examples (torchrun). If memory is short: adapter=lora, "
-                          "gradient_checkpointing=true, weights=bfloat16.")
-
 # %% ../../nbs/training/04_run_config.ipynb #4cd1b952
 def check_field(
     name: str, # A parameter
@@ -198,7 +190,7 @@ def check_field(
 ) -> Any: # The typed value
     "Turn a value into its field's type; raises `ConfigError` for an unknown parameter or an unfit value."
     if name not in _types():
-        _refuse_device_map(name)
+        refuse_device_map(name)
         raise ConfigError(f"No parameter {name!r}.{nearest(name, _types())} `cotmi parameters` names them all.")
     if isinstance(value, str) and value.lower() in ("none", "null", "") and type(None) in get_args(_types()[name]):
         return None
@@ -235,7 +227,6 @@ _AT_MOST: dict[str, float] = {name: limit for limit, names in (
     (1, ("demo_slips", "demo_distractors", "demo_stated", "alpha")),
 ) for name in names}
 
-# %% ../../nbs/training/04_run_config.ipynb #38f2fe2d
 def _check_limits(name: str, value: float, what: str) -> None:
     "Refuse a number that is too small or too large."
     least, most = _AT_LEAST.get(name), _AT_MOST.get(name)
@@ -255,7 +246,6 @@ def _check_selection(config: "RunConfig") -> None:
         raise ConfigError(f"select_by is {config.select_by!r}, but method {config.method} writes no rationales. "
                           f"Allowed with it are {able}.")
 
-# %% ../../nbs/training/04_run_config.ipynb #ded3564b
 _OF_ADAPTERS = ("adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_target", "adapter_options",
                 "adapter_merged")
 
@@ -525,7 +515,6 @@ def _check_adapter_ready(config: "RunConfig") -> None:
         raise ConfigError(f"adapter is {config.adapter!r}, and the package peft is not installed. Install it with: pip "
                           "install 'cotmi[adapters]'; or leave adapter out to train all weights.")
 
-# %% ../../nbs/training/04_run_config.ipynb #b12dd652
 def check_device(
     config: RunConfig, # Of a run that is about to begin
 ) -> None:
