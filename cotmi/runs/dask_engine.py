@@ -24,6 +24,7 @@ def carry_out_on_worker(
     side_by_side = get_worker().state.nthreads # as many runs at a time
     return carry_out(job, max(1, (os.cpu_count() or 1) // side_by_side) if side_by_side > 1 else None)
 
+# %% ../../nbs/runs/09d_dask_engine.ipynb #5d5474a8
 def dask_resources(
     options: Mapping[str, str], # Name to amount, as `-o` gives them
 ) -> dict[str, float]: # What a run takes of its worker while it is under way
@@ -40,6 +41,7 @@ def is_cluster(
     "Whether a text is the address of a Dask scheduler or the file that one has written."
     return "://" in on or on.endswith(".json")
 
+# %% ../../nbs/runs/09d_dask_engine.ipynb #1bf4ca87
 def run_dask(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # With the scheduler, and the resources of a run

@@ -31,6 +31,7 @@ class Speed:
     runs: int # How many runs say so; 0 for a speed that was given
     like: str # In what they are like the planned ones
 
+# %% ../../nbs/runs/09h_planning.ipynb #1ea545bc
 Key = tuple[str, ...]
 
 def _keys(config: Mapping[str, Any]) -> list[tuple[str, Key]]:
@@ -51,17 +52,20 @@ def _besides(run: Run) -> float:
         return np.nan
     return max(0.0, seconds) if not record.get("earlier") else np.nan
 
+# %% ../../nbs/runs/09h_planning.ipynb #f5103ac6
 def _memory(run: Run) -> float:
     "The peak of memory that a run has noted, MB."
     peaks = run.environment.get("peak_memory_mb")
     known = [number_of(x) for x in peaks.values()] if isinstance(peaks, dict) else []
     return max((x for x in known if not np.isnan(x)), default=np.nan)
 
+# %% ../../nbs/runs/09h_planning.ipynb #1124355a
 def _median(values: Iterable[float]) -> float:
     "The median of what is known."
     known = [x for x in values if not np.isnan(x)]
     return median(known) if known else np.nan
 
+# %% ../../nbs/runs/09h_planning.ipynb #b957c918
 def known_speeds(
     runs: Iterable[Run], # Runs of any state
 ) -> dict[Key, Speed]: # By what they are like
@@ -86,10 +90,12 @@ def _speed_for(run: PlannedRun, speeds: Mapping[Key, Speed], given: float | None
         return Speed(given, known.besides if known else np.nan, known.memory_mb if known else np.nan, 0, "as given")
     return near[0] if near else None
 
+# %% ../../nbs/runs/09h_planning.ipynb #1452ab4e
 def _limit(hours: float) -> float:
     "Hours that a job of this length should be allowed."
     return math.ceil(hours * 1.5 * 6) / 6
 
+# %% ../../nbs/runs/09h_planning.ipynb #3cee69ee
 def _cost(run: PlannedRun, speed: Speed | None) -> dict[str, Any]:
     "What one run will take."
     config = run.config
@@ -120,6 +126,7 @@ def plan_table(
     each = frame.groupby(kinds, sort=False, dropna=False)
     return each.agg(**sums, hours=("hours", lambda x: x.sum(skipna=False)), **most).reset_index()
 
+# %% ../../nbs/runs/09h_planning.ipynb #13efb739
 def plan_text(
     table: pd.DataFrame, # Of `plan_table`
     complete: int, # Runs that are there already
