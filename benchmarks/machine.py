@@ -33,10 +33,11 @@ def reset_peak():
         pass # another system: peaks then include what came before, on both sides
 
 
-def matmul_gflops(width: int, words: int, rows: int = 512, repeats: int = 7) -> float:
+def matmul_gflops(width: int, words: int, rows: int = 512, repeats: int = 7,
+                  dtype: torch.dtype = torch.float32) -> float:
     "Median rate of the head's product [rows, width] x [width, words], forward and both gradients, GFLOP/s."
-    hidden, weight = torch.randn(rows, width), torch.randn(words, width)
-    logits, times = torch.empty(rows, words), []
+    hidden, weight = torch.randn(rows, width).to(dtype), torch.randn(words, width).to(dtype)
+    logits, times = torch.empty(rows, words, dtype=dtype), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         torch.mm(hidden, weight.t(), out=logits)

@@ -1,4 +1,4 @@
-"The two sides that are compared: the authors' formula written plainly, and ours."
+"The sides that are compared: the authors' formula written plainly, and ours, in both precisions."
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +18,7 @@ ALPHA, BETA, CLIP = 0.5, 0.1, 1.0
 class Side:
     "A student, its optimiser and its order of batches; `step` takes one optimiser step."
     option, name = "", "" # on the command line, in tables
+    dtype = torch.float32 # of its matrix products
 
     def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, tokens: list[dict], lengths: np.ndarray,
                  batch_size: int, seed: int = 0):
@@ -87,6 +88,26 @@ class Ours(Side):
         return terms.total
 
 
+class AuthorsBfloat16(Authors):
+    "The authors' step under autocast to bfloat16, as `bf16: true` of a Trainer has it."
+    option, name = "authors-bf16", "authors' formula, bfloat16"
+    dtype = torch.bfloat16
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", self.dtype):
+            return super().loss(batch)
+
+
+class OursBfloat16(Ours):
+    "The same with matrix products in bfloat16, as `bf16: true` of a run has it."
+    option, name = "cotmi-bf16", "cotmi, bfloat16"
+    dtype = torch.bfloat16
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", self.dtype):
+            return super().loss(batch)
+
+
 class OursPaperCode(Ours):
     "The same with the published code's objective, which pools over padded positions."
     option, name = "cotmi-paper-code", "cotmi, paper-code"
@@ -106,4 +127,5 @@ class OursPlainRoute(Ours):
     forward = staticmethod(ENCODER_DECODER.forward_tasks)
 
 
-SIDES = {side.option: side for side in (Authors, Ours, OursPaperCode, OursCompiled, OursPlainRoute)}
+SIDES = {side.option: side for side in (Authors, AuthorsBfloat16, Ours, OursBfloat16, OursPaperCode, OursCompiled,
+                                       OursPlainRoute)}

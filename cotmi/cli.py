@@ -37,6 +37,7 @@ from cotmi.core import (
 from .dashboards.dashboard_notebook import dashboard_notebook
 from .dashboards.data_page import report_page
 from .runs.evaluating import evaluate
+from .runs.execution import execute
 from cotmi.runs.experiments import (
     check_parameters,
     experiment_parameters,
@@ -58,6 +59,50 @@ from cotmi.runs.sweep_command import (
     write_page,
 )
 from .runs.sweep_file import MAX_RUNS, read_sweep
+from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
+
+# %% ../nbs/10_cli.ipynb #29b1ef02
+import json
+import os
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+import cotmi
+from cotmi.core import (
+    ConfigError,
+    RunError,
+    RunFile,
+    foreseen,
+    is_installed,
+    load_settings,
+    nearest,
+    require,
+    write_text,
+)
+from .dashboards.dashboard_notebook import dashboard_notebook
+from .dashboards.data_page import report_page
+from .runs.evaluating import evaluate
+from .runs.execution import execute
+from cotmi.runs.experiments import (
+    check_parameters,
+    experiment_parameters,
+    find_experiment,
+    planned_config,
+    run_experiment,
+)
+from .runs.results import results_table
+from .runs.run_folder import Run, is_whole, list_runs, run_folder, runs_table
+from .runs.sweep import MAX_RUNS, plan_run, run_sweep, sweep_points
+from .training.processes import check_processes, launch, leave_message, process_count, process_number
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 
 # %% ../nbs/10_cli.ipynb #bf8ace20
@@ -136,6 +181,17 @@ def _command() -> str:
     "The command as it was typed."
     return shlex.join(["cotmi", *_typed_arguments]) if _typed_arguments else ""
 
+# %% ../nbs/10_cli.ipynb #3c423869
+def _check_trains(name: str, processes: int) -> None:
+    "Refuse several processes for an experiment that trains nothing."
+    if max(processes, process_count()) > 1:
+        raise ConfigError(f"Experiment {name} trains nothing that {max(processes, process_count())} processes could "
+                          "share. Run it in one.")
+
+def _join(config: RunConfig, out: str | Path | None) -> None:
+    "Train with the process that executes the notebook, and end with it."
+    execute(config, out=out)
+
 # %% ../nbs/10_cli.ipynb #0d772fc0
 @app.command("run")
 def run_command(
@@ -144,6 +200,8 @@ def run_command(
     param: _Params = None, out: _Out = None, force: _Force = False,
     reuse: Annotated[bool, typer.Option("--reuse", help="Show a complete run of this configuration instead of "
                                                         "refusing to overwrite it.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train the student together on this machine, "
+                                                       "such as one a GPU; each takes its rows of every batch.")] = 1,
 ) -> None:
     "Run an experiment notebook; its results and the executed notebook go to a run folder."
     path = find_experiment(name)
@@ -151,6 +209,7 @@ def run_command(
     parameters = _with_place(check_parameters(_pairs(param or []), defaults), defaults, out, force)
     config, place = planned_config(defaults, parameters), parameters.get("out") or defaults.get("out")
     if config is None:
+        _check_trains(name, processes)
         typer.echo(f"Executed notebook: {run_experiment(path, parameters, None, place, _command())}")
         return
     folder, anew = run_folder(config, place), parameters.get("force", defaults.get("force"))
@@ -159,6 +218,13 @@ def run_command(
             raise RunError(f"{folder} already holds the complete run of this configuration. --reuse shows it, "
                            "--force runs it anew.")
         typer.echo("This run is complete already; --force runs it anew.\n")
+    elif process_number():
+        return _join(config, place)
+    elif processes > 1:
+        check_processes(config.batch_size, processes=processes)
+        again = [name, *(word for text in param or [] for word in ("-p", text)), *(["--out", str(out)] if out else []),
+                 *["--force"] * force, *["--debug"] * ("--debug" in _typed_arguments)]
+        return launch([sys.executable, "-m", "cotmi.cli", "run", *again], processes, {"COTMI_COMMAND": _command()})
     else:
         run_experiment(path, parameters, config, place, _command())
     _show_run(Run(folder))
@@ -556,5 +622,10 @@ def main(
             f"unforeseen {type(fault).__name__}: {fault}. --debug shows where; please report it.")
         if "--debug" in words:
             traceback.print_exc()
-        print(f"cotmi: {message}", file=sys.stderr)
+        if not leave_message(str(message)):
+            print(f"cotmi: {message}", file=sys.stderr)
         raise SystemExit(1) from None
+
+# %% ../nbs/10_cli.ipynb #b270c92b
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from cotmi.core import RunError, RunFile, TrainingError, read_json, read_json_lines
 from cotmi.runs.execution import evaluate_trained, execute
 from cotmi.runs.run_folder import Run, is_whole, lacks_notebook, run_folder, start_run, unfinished_notebook
+from cotmi.training import step as step_module
 from cotmi.training import trainer as trainer_module
 from cotmi.training.trainer import train
 
@@ -104,7 +105,7 @@ def test_the_finish_goes_on_wherever_it_was_cut(tmp_path, demo_data, flat, monke
         with pytest.raises(KeyboardInterrupt):
             train(tiny_run(**FLAT), demo_data, tmp_path, progress=False)
     with monkeypatch.context() as patched:
-        patched.setattr(trainer_module, "step_losses", fall)
+        patched.setattr(step_module, "step_losses", fall)
         train(tiny_run(**FLAT), demo_data, tmp_path, progress=False)
     assert_same_training(flat, tmp_path)
 

@@ -44,7 +44,7 @@ LATE = {
     ("runs.run_folder", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "data.loading"): "datasets takes a second to import",
     ("training.run_config", "information.bounds"): TORCH, ("training.run_config", "information.critics"): TORCH,
-    ("training.run_config", "training.objectives"): TORCH,
+    ("training.run_config", "training.objectives"): TORCH, ("training.run_config", "students.precision"): TORCH,
 }
 
 

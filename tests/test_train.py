@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +24,7 @@ from cotmi.students.batches import TwoTaskCollator
 from cotmi.students.student import Student
 from cotmi.training.objectives import Objective
 from cotmi.training.run_config import RunConfig
-from cotmi.training.step import CotModule, run_objective, step_losses
+from cotmi.training.step import CotModule, run_objective
 from cotmi.training.trainer import CotTrainer, train, training_arguments
 
 GOLDEN = Path(os.environ.get("COTMI_GOLDEN", "../shared/data/golden"))
@@ -195,7 +193,7 @@ def test_the_published_trainers_numbers(tmp_path, name, vocabulary_pass):
                            vocabulary_pass=vocabulary_pass)
 
     module, first = CotModule(student_of(model), config).train(), expected[name]["first_batch"]
-    loss, parts = step_losses(module, *module(**TwoTaskCollator(0)(rows[:8])), config)
+    loss, parts = module(**TwoTaskCollator(0)(rows[:8]))
     loss.backward()
     assert loss.item() == pytest.approx(first["loss"], rel=1e-5)
     for term in ("predict", "explain", "mi"):
@@ -259,40 +257,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, demo_data, valu
     assert (whole.best_step, whole.best_accuracy) == (resumed.best_step, resumed.best_accuracy)
     steps = [row["step"] for row in read_json_lines(tmp_path / "cut" / "history.jsonl") if "loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 12
-
-
-PROCESS = """
-import json, sys
-from cotmi.data.loading import load_data
-from cotmi.training.run_config import RunConfig
-from cotmi.training.trainer import train
-
-train(RunConfig(**json.loads(sys.argv[2])), load_data("demo", demo_size=120), sys.argv[1], progress=False)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("values", [{"method": "dss"}, {"method": "mi", "objective": "infonce", "features": "decoder"}],
-                         ids=["dss", "infonce"])
-def test_two_processes_train_one_student(tmp_path, values):
-    "Two processes of four examples a step are one of eight; a critic sees fewer pairs at a time, so its run only ends."
-    shared = {"student": "builtin:tiny", "batching": "sequential", "max_steps": 4, "eval_steps": 2, "logging_steps": 1,
-              "learning_rate": 1e-3, **values}
-    (tmp_path / "process.py").write_text(PROCESS, encoding="utf-8")
-    for name, launcher, batch_size in (("one", [], 8), ("two", ["-m", "torch.distributed.run", "--standalone",
-                                                                "--nproc_per_node=2"], 4)):
-        command = [sys.executable, *launcher, str(tmp_path / "process.py"), str(tmp_path / name),
-                   json.dumps({**shared, "batch_size": batch_size})]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300,
-                              env={**os.environ, "ACCELERATE_USE_CPU": "true"})
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (read_json_lines(tmp_path / name / "history.jsonl") for name in ("one", "two"))
-    assert [row["step"] for row in one] == [row["step"] for row in two]
-    if values["method"] == "dss":
-        assert_same_weights(student_weights(tmp_path / "two").items(), student_weights(tmp_path / "one").items(), 1e-4)
-        for a, b in zip(one, two, strict=True):
-            terms = {"loss/predict", "loss/explain", "valid/accuracy"} & set(a)
-            assert {term: b[term] for term in terms} == pytest.approx({term: a[term] for term in terms}, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["finetune", "single_task", "dss"])
@@ -384,7 +348,7 @@ def test_the_bottleneck_reports_its_kl_and_leaves_a_plain_student(tmp_path):
     trainer = run_trainer(model, random_rows(32), config, tmp_path, [seen])
     assert all(row["loss/bottleneck"] > 0 for row in seen.rows)
     module, batch = trainer.model.eval(), TwoTaskCollator(0)(random_rows(4))
-    predict, _ = module(**batch)
+    predict, _ = module.passes(**batch)
     plain = model(input_ids=batch["predict_input_ids"], attention_mask=batch["predict_attention_mask"],
                   labels=batch["predict_labels"]).logits
     real = predict.mask # states of padded positions are not computed

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training.processes import process_count
+
 if TYPE_CHECKING:
     from cotmi.training.run_config import RunConfig
 
@@ -65,7 +67,7 @@ def environment_record() -> dict[str, Any]: # Versions, platform, device, git co
         "command": os.environ.get("COTMI_COMMAND") or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"), "git": _commit(),
         "python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine(),
-        **_devices(), "versions": _versions(),
+        **_devices(), "processes": process_count(), "versions": _versions(),
     }
 
 # %% ../../nbs/runs/01_environment.ipynb #7b10c573
@@ -85,6 +87,8 @@ def peak_memory() -> dict[str, float | None]: # `process` and `gpu`, MB; None wh
 def route_record(
     student: str, # By whose forward it was trained, as `TrainResult.route` says
     config: "RunConfig", # Its `vocabulary_pass` says how the losses go through the vocabulary
-) -> dict[str, str]: # `student` and `loss`
+    precision: str = "", # In which precision and why, as `TrainResult.precision` says; empty for a run of old
+) -> dict[str, str]: # `student`, `loss` and, where it is known, `precision`
     "Which code a training went through."
-    return {"student": student, "loss": config.vocabulary_pass}
+    known = {"precision": precision} if precision else {}
+    return {"student": student, "loss": config.vocabulary_pass, **known}

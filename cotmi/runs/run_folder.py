@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'has_objective', 'Run', 'list_runs', 'runs_table', 'run_folder', 'unfinished_notebook', 'lacks_notebook',
-           'is_whole', 'start_run', 'open_run', 'mark_failed']
+           'is_whole', 'await_end', 'start_run', 'open_run', 'mark_failed']
 
 # %% ../../nbs/runs/02_run_folder.ipynb #da592d15
 import os
@@ -52,6 +52,7 @@ if TYPE_CHECKING: # these bring torch, which no reader of runs needs
     from cotmi.students.student import Student
     from cotmi.training.run_config import RunConfig
 from ..students.methods import METHODS
+from ..training.processes import process_number
 from ..training.run_config import check_ready, is_settled
 
 # %% ../../nbs/runs/02_run_folder.ipynb #d6f10295
@@ -83,11 +84,6 @@ def _is_held(folder: Path) -> bool | None:
         return True
     except OSError:
         return None # a read-only medium, say
-
-# %% ../../nbs/runs/02_run_folder.ipynb #b8e3b994
-def _rank() -> int:
-    "The number of this process among those that torchrun started; 0 where there is but one."
-    return int(os.environ.get("RANK", 0))
 
 # %% ../../nbs/runs/02_run_folder.ipynb #c6b64359
 STATUSES = ("running", "failed", "stopped", "complete", "unknown")
@@ -168,9 +164,9 @@ class Run(RunFiles):
     def write(self, name: RunFile, value: Any):
         "Write a file as its format has it, whole or not at all; raises `RunError` where the run is open for reading."
         _write(self, name, value)
-    def record_route(self, student: str, config: "RunConfig"):
-        "Note in environment.json which code the training went through."
-        self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config)})
+    def record_route(self, student: str, config: "RunConfig", precision: str = ""):
+        "Note in environment.json which code the training went through, and in which precision."
+        self.write(RunFile.ENVIRONMENT, {**self.environment, "route": route_record(student, config, precision)})
     def finish(self, metrics: Mapping[str, Any], stopped: bool = False,
                files: Mapping[RunFile, Any] | None = None) -> "Run":
         "End the run with its flat results and the files that they are of; `stopped` where it can be resumed."
@@ -212,7 +208,7 @@ def _load_student(run: Run) -> "Student":
 # %% ../../nbs/runs/02_run_folder.ipynb #7506dc18
 def _may_write(run: Run) -> bool:
     "Whether this process writes the run; raises `RunError` where the run is open for reading."
-    if _rank():
+    if process_number():
         return False # the first process of a training writes for all
     if not run.is_open:
         raise RunError(f"{run.path} is open for reading. Only a run from start_run or open_run can be written.")
@@ -244,7 +240,7 @@ def _finish(run: Run, metrics: Mapping[str, Any], stopped: bool, files: Mapping[
         write_together(run.path, {**files, RunFile.METRICS: last}, lambda: _withdraw(run) if files else None)
         run.refresh()
     run.close()
-    if not stopped and not _rank():
+    if not stopped and not process_number():
         shutil.rmtree(_aside(run.path), ignore_errors=True)
     return run
 
@@ -413,14 +409,26 @@ def _config_record(config: "RunConfig", run: Run) -> dict[str, Any]:
     return {"values": values, "sources": sources}
 
 # %% ../../nbs/runs/02_run_folder.ipynb #366eb008
-def _join_run(folder: Path, seconds: float = 600) -> Run:
+def _join_run(folder: Path, seconds: float = 1800) -> Run:
     "The run that the first process has begun, waited for."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if _is_held(folder) and folder.is_dir() and Run(folder).metrics.get("status") == "running":
+        if _is_held(folder) and folder.is_dir():
             return Run(folder)
         time.sleep(0.2)
     raise RunError(f"The first process has not begun {folder} within {seconds:.0f} seconds; see its own message.")
+
+# %% ../../nbs/runs/02_run_folder.ipynb #b8e3b994
+def await_end(
+    run: Run, # Joined, not open
+) -> Run: # The same, as it is now
+    "Wait while the first process of a training holds a run; raises `RunError` where it failed."
+    while _is_held(run.path):
+        time.sleep(0.3)
+    run.refresh()
+    if run.status == "failed":
+        raise RunError(f"The first process failed: {run.metrics.get('error', 'see its own message')}")
+    return run
 
 # %% ../../nbs/runs/02_run_folder.ipynb #4c198af8
 def _taken_up(folder: Path, lock: FileLock, report: DataReport | None) -> Run:
@@ -447,7 +455,7 @@ def start_run(
 ) -> Run: # Open for writing, status running
     "Begin the run of a configuration, or resume an incomplete one; raises `RunError` where one is in the way."
     folder = run_folder(config, out, report)
-    if _rank():
+    if process_number():
         return _join_run(folder)
     check_ready(config)
     with writing(folder):

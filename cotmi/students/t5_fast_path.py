@@ -14,15 +14,17 @@ from dataclasses import replace
 from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from .batches import IGNORED, TwoTaskCollator, progress_bar
-from .encoder_decoder import ENCODER_DECODER, head_scale, output_head, token_log_likelihoods
+from .encoder_decoder import ENCODER_DECODER, head_scale, output_head
 from .family import StudentFamily, TaskPass
+from .t5_candidates import candidate_states
 from .t5_greedy_decode import fits_greedy_decode, greedy_decode
-from .t5_packed import candidate_states, fits_packed, packed_forward, packed_obstacle
+from .t5_packed import fits_packed, packed_forward, packed_obstacle
 
 # %% ../../nbs/students/07_t5_fast_path.ipynb #fd251a80
 def forward_tasks_packed(
@@ -62,6 +64,24 @@ def generate_packed(
     "Greedy answers by `greedy_decode`."
     return greedy_decode(model, input_ids, max_new_tokens, progress=lambda batches: progress_bar(batches, progress))
 
+# %% ../../nbs/students/07_t5_fast_path.ipynb #efea8d03
+def _shared_log_likelihoods(
+    states: Tensor, # [U, D] as the head multiplies them
+    rows: Tensor, # [P] the state that each label follows
+    labels: Tensor, # [P]
+    weight: Tensor, # [W, D] of the output head
+    bias: Tensor | None = None, # [W], where the head has one
+    numbers: int = 16_000_000, # Logits held at once
+) -> Tensor: # [P] in nats, float32
+    "Log-probability of each label, each state multiplied by the head once, a few at a time."
+    used, place = rows.unique(return_inverse=True)
+    size, found = max(1, numbers // len(weight)), states.new_empty(len(rows), dtype=torch.float32)
+    for first in range(0, len(used), size):
+        logits = F.linear(states[used[first:first + size]], weight, bias).float()
+        here = ((place >= first) & (place < first + size)).nonzero().squeeze(1)
+        found[here] = logits.log_softmax(-1)[place[here] - first, labels[here]]
+    return found
+
 # %% ../../nbs/students/07_t5_fast_path.ipynb #bc075413
 @torch.no_grad()
 def score_targets_packed(
@@ -76,13 +96,13 @@ def score_targets_packed(
     asked = [row for row, candidates in enumerate(targets) if candidates]
     if not asked:
         return [[] for _ in targets]
-    hidden = candidate_states(model, ids[asked], mask[asked], [targets[row] for row in asked])
+    states, follows = candidate_states(model, ids[asked], mask[asked], [targets[row] for row in asked])
     flat = [target for candidates in targets for target in candidates]
     first = [start for row in starts for start in row]
     labels = torch.tensor([token for target in flat for token in target])
     counts = torch.tensor([at >= start for target, start in zip(flat, first, strict=True) for at in range(len(target))])
     owner = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(target) for target in flat]))
-    scores = token_log_likelihoods(hidden[counts], labels[counts], *output_head(model)).double()
+    scores = _shared_log_likelihoods(states, follows[counts], labels[counts], *output_head(model)).double()
     sums = torch.zeros(len(flat), dtype=torch.double).index_add_(0, owner[counts], scores)
     return [part.tolist() for part in sums.split([len(candidates) for candidates in targets])]
 
@@ -143,7 +163,8 @@ def packed_route(
     obstacle = packed_obstacle(model)
     if obstacle:
         return f"transformers' own forward: {obstacle}"
-    return f"packed T5 (transformers {transformers.__version__})"
+    products = ", products in bfloat16" if torch.is_autocast_enabled("cpu") else ""
+    return f"packed T5 (transformers {transformers.__version__}{products})"
 
 # %% ../../nbs/students/07_t5_fast_path.ipynb #4adfc4aa
 T5_PACKED = replace(

@@ -41,15 +41,17 @@ class History(TrainerCallback):
     def __init__(self,
         path: str | Path, # The file
         examples_per_step: int, # For the throughput
+        writes: bool = True, # Whether this process writes the file; of several one does
     ):
-        self.path, self.examples_per_step = Path(path), examples_per_step
+        self.path, self.examples_per_step, self.writes = Path(path), examples_per_step, writes
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         "Keep the lines up to the step that training goes on from; start the clock."
-        kept = read_json_lines(self.path) if state.global_step else []
+        kept = read_json_lines(self.path) if state.global_step and self.writes else []
         self.rows = [row for row in kept if _stays(row, state)]
-        write_text(self.path, "".join(to_json(row, None) + "\n" for row in self.rows))
+        if self.writes:
+            write_text(self.path, "".join(to_json(row, None) + "\n" for row in self.rows))
         self.before = self.rows[-1].get("seconds", 0.0) if self.rows else 0.0
         self.started = time.perf_counter()
         self.since = self.started, state.global_step
@@ -65,7 +67,7 @@ class History(TrainerCallback):
         self.since = now, state.global_step
         seconds = self.before + now - self.started
         row = {"step": state.global_step, "epoch": logs.get("epoch"), **row, "seconds": seconds}
-        if state.is_world_process_zero:
+        if self.writes:
             self.rows.append(row)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(to_json(row, None) + "\n")

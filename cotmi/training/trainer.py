@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['LOSS_EXAMPLES', 'WEIGHTS', 'batch_sampler', 'WatchedSplit', 'watched_splits', 'last_checkpoint', 'CotTrainer',
-           'training_arguments', 'training_texts', 'TrainResult', 'train']
+           'training_arguments', 'training_texts', 'prompt_options', 'TrainResult', 'train']
 
 # %% ../../nbs/training/06_trainer.ipynb #a82340a3
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
@@ -35,6 +36,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from cotmi.core import (
+    ConfigError,
     RunError,
     RunFile,
     TrainingError,
@@ -46,20 +48,26 @@ from cotmi.core import (
 from ..data.examples import LoadedData
 from ..data.labels import get_label_kind
 from ..information.critics import get_critic
+from ..students.adapters import trained_share_text
 from ..students.batches import LengthGroupedBatches, TwoTaskCollator, example_lengths, length_batches
 from ..students.generation import generate
+from ..students.layout import PromptOptions
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
+from ..students.precision import Precision, choose_precision, products_in
 from ..students.student import Student
 from ..students.tasks import TASK_COLUMNS
 from ..students.written_labels import right_labels, written_labels
 from .callbacks import FinishWithEvaluation, History, Patience, ProgressBar, evaluations
 from .fused_linear_loss import vocabulary_pass
 from .losses import term_weights
+from .processes import check_processes, process_count, process_number, together
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
+from .run_student import run_optimizer, run_student
 from .selection import SELECTIONS, Selection, best_evaluation
-from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items, step_losses
+from .shares import StopTogether, as_the_first_finds, own_rows, process_seed, share_of
+from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items
 from .trackers import TRACKERS, tracker_names, tracking
 
 # %% ../../nbs/training/06_trainer.ipynb #0e6d94a6
@@ -95,10 +103,11 @@ def batch_sampler(
         lengths = np.ones_like(lengths)
     return LengthGroupedBatches(lengths, config.batch_size, config.seed, config.tokens_per_batch)
 
-def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfig) -> DataLoader:
-    "Collated batches in the order of training."
-    return DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
-                      pin_memory=torch.cuda.is_available())
+def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfig, device: torch.device) -> DataLoader:
+    "Collated batches in the order of training, whole in every process."
+    loader = DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
+                        pin_memory=torch.cuda.is_available())
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 # %% ../../nbs/training/06_trainer.ipynb #172c6cb7
 @dataclass(frozen=True)
@@ -157,14 +166,10 @@ def watched_splits(
     return watched
 
 # %% ../../nbs/training/06_trainer.ipynb #54984b30
-def _share(rows: Sequence, process: int, processes: int) -> Sequence:
-    "A process's run of the rows; those of all processes, one after the other, are the whole."
-    return rows[len(rows) * process // processes:len(rows) * (process + 1) // processes]
-
 def _answers(student: Student, input_ids: Sequence[list[int]], longest: int, config: RunConfig,
              accelerator: Accelerator) -> list[str]:
     "What a student answers to inputs, known to every process."
-    own = _share(input_ids, accelerator.process_index, accelerator.num_processes)
+    own = share_of(input_ids, accelerator.process_index, accelerator.num_processes)
     return gather_object(generate(student, own, longest, config.eval_batch_size))
 
 # %% ../../nbs/training/06_trainer.ipynb #f81dc5ef
@@ -172,14 +177,15 @@ def _split_loss(module: CotModule, rows: Sequence[dict[str, list[int]]], collate
                 config: RunConfig, accelerator: Accelerator) -> float:
     "The token means of the tasks over a split, weighed as in training."
     module.student.eval()
-    own = _share(rows, accelerator.process_index, accelerator.num_processes)
+    own = share_of(rows, accelerator.process_index, accelerator.num_processes)
     sums: dict[str, float] = {}
     for places in length_batches([len(row["predict_input_ids"]) for row in own], config.eval_batch_size):
         batch = {name: value.to(module.asked.device) for name, value in collate([own[i] for i in places]).items()}
         predict, explain = module.family.forward_tasks(module.student, batch, None, False)
         terms = vocabulary_pass(
             config.vocabulary_pass, predict.hidden, predict.labels, explain.hidden if explain else None,
-            explain.labels if explain else None, *module.family.head(module.student), predict_items=1, explain_items=1)
+            explain.labels if explain else None, *module.family.head(module.student), predict_items=1, explain_items=1,
+            softcap=predict.softcap)
         for name, total in terms.losses.items():
             sums[name] = sums.get(name, 0.0) + total.item()
     tokens = {task: sum(len(row[column]) for row in rows)
@@ -227,7 +233,7 @@ def _watch(trainer: "CotTrainer", prefix: str) -> dict[str, float]:
 # %% ../../nbs/training/06_trainer.ipynb #a25b9eee
 WEIGHTS = "model.safetensors" # of a checkpoint
 _STATE = "trainer_state.json" # of the Trainer, written last
-_TERMS = "terms.json" # the sums of the log, and the route
+_TERMS = "terms.json" # the sums of the log, the route and the precision
 
 def _save_module(module: nn.Module, path: Path):
     "Write a module's weights as safetensors, whole or not at all."
@@ -267,7 +273,9 @@ class _CheckpointedTrainer(Trainer):
     module: CotModule
     run_config: RunConfig
     terms: TermSums
+    summed: dict[str, Any] # The sums over all processes, and the route, as the next checkpoint keeps them
     route: str # By whose forward the student is trained; empty before the first step
+    precision: Precision
 
     @property
     def run_folder(self) -> Path: return Path(str(self.args.output_dir)).parent
@@ -288,13 +296,21 @@ class _CheckpointedTrainer(Trainer):
         self.check_weights()
         for callback in self.callback_handler.callbacks: # one that was not there when the training began
             cast(dict, self.state.stateful_callbacks).setdefault(type(callback).__name__, {})
+        self.summed = self.terms.to_dict(self.accelerator.gather) | { # all take part
+            "route": self.route, "precision": asdict(self.precision)}
         super()._save_checkpoint(model, trial)
     def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir or str(self.args.output_dir))
-        summed = self.terms.to_dict(self.accelerator.gather) | {"route": self.route}
-        if self.args.should_save: # one process writes for all
-            _save_module(self.module, folder / WEIGHTS)
-            write_json(folder / _TERMS, summed)
+        folder = Path(output_dir or str(self.args.output_dir)) # only the process that writes for all comes here
+        _save_module(self.module, folder / WEIGHTS)
+        write_json(folder / _TERMS, self.summed)
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone() # the state that is written next says that all is there
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        own = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if checkpoint is not None and not Path(checkpoint, own).is_file(): # written by another number of processes
+            torch.manual_seed(process_seed(self.args.seed, self.args.process_index, self.state.global_step))
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         load_model(self.module, str(Path(resume_from_checkpoint) / WEIGHTS))
     def kept_evaluation(self) -> Mapping[str, Any] | None:
@@ -307,7 +323,8 @@ class _CheckpointedTrainer(Trainer):
 # %% ../../nbs/training/06_trainer.ipynb #87a0363a
 def _route_of(module: CotModule, arguments: TrainingArguments) -> str:
     "By whose forward the passes of a training are run; asked in the middle of one, in its mode and precision."
-    return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
+    with products_in(arguments.bf16, module.asked.device):
+        return "transformers' own forward: compiled" if arguments.torch_compile else module.family.route(module.student)
 
 # %% ../../nbs/training/06_trainer.ipynb #b579a369
 class CotTrainer(_CheckpointedTrainer):
@@ -324,23 +341,26 @@ class CotTrainer(_CheckpointedTrainer):
     ):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms, self.route = config, TermSums(), ""
+        self.precision = Precision(config.bf16 is True, "as configured")
         self.cut: dict[str, float] = {} # shares of the training texts that are cut
+        self.trained_share = module.asked.trained_share
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
-        super().__init__(*given, callbacks=list(callbacks))
+        super().__init__(*given, callbacks=list(callbacks), optimizer_cls_and_kwargs=run_optimizer(config, arguments))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
-        shares, (predict, explain) = self.current_gradient_accumulation_steps, model(**inputs)
-        loss, parts = step_losses(self.module, predict, explain, self.run_config, num_items_in_batch, shares)
+        shares = self.current_gradient_accumulation_steps
+        loss, parts = model(**inputs, items=num_items_in_batch, shares=shares)
         self.terms.add({"loss": loss.detach(), **parts}, shares)
         self.route = self.route or _route_of(self.module, self.args)
         return (loss, {}) if return_outputs else loss
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, step_items(batches, self.accelerator, device)
+        process, processes = self.args.process_index, self.args.world_size
+        return [own_rows(batch, process, processes) for batch in batches], step_items(batches, processes)
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(self.module.student)
         return add_companions(optimizer, self.module.companions, self.run_config.critic_learning_rate)
     def get_train_dataloader(self) -> DataLoader:
-        return self.accelerator.prepare(_loader(self.rows, self.data_collator, self.run_config))
+        return _loader(self.rows, self.data_collator, self.run_config, self.args.device)
     def log(self, logs, start_time=None):
         if "loss" in logs: # ours is that of the lines since the last one, whoever began them
             logs = logs | self.terms.take(self.accelerator.gather)
@@ -359,7 +379,8 @@ def training_arguments(
     config: RunConfig, # The run
     folder: str | Path, # The run folder
 ) -> TrainingArguments: # What the Trainer takes
-    "The Trainer's arguments for a configuration."
+    "The Trainer's arguments for a configuration; where there are several processes, this is where they meet."
+    check_processes(config.batch_size)
     eval_steps, selection = min(config.eval_steps, config.max_steps), SELECTIONS[config.select_by]
     arguments = TrainingArguments(
         output_dir=str(Path(folder) / RunFile.CHECKPOINTS), seed=config.seed, data_seed=config.seed,
@@ -367,17 +388,24 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler, warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="adamw_torch_fused",
-        bf16=config.bf16, torch_compile=config.torch_compile,
+        bf16=config.bf16 is True or config.weights != "float32", fp16=config.fp16,
+        torch_compile=config.torch_compile,
+        # Without a GPU bf16 wants to hear it, and several processes would train each for itself.
+        use_cpu=not torch.accelerator.is_available(),
         eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps", save_steps=eval_steps, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_" + selection.figure.replace("/", "_"),
         greater_is_better=selection.higher, logging_nan_inf_filter=False, # we look ourselves, and hide nothing
         logging_strategy="steps", logging_steps=min(config.logging_steps, config.max_steps), logging_first_step=True,
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()}, # a batch is copied while the last one is run
         run_name=Path(folder).resolve().name,
         report_to=[name for name in tracker_names(config.report_to) if name not in TRACKERS] or "none",
-        ddp_find_unused_parameters=False, # all have gradients, the head outside the forward that DDP would search
+        ddp_find_unused_parameters=False, # all have gradients in every forward pass
         save_only_model=False, log_level="error")
-    arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU; torchrun starts several
+    arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU
+    if arguments.world_size != process_count(): # as mpirun starts them, which tells by variables of its own
+        raise ConfigError(f"accelerate counts {arguments.world_size} processes, RANK and WORLD_SIZE say "
+                          f"{process_count()}. Start with torchrun, accelerate launch --multi_gpu or --processes.")
     return arguments
 
 # %% ../../nbs/training/06_trainer.ipynb #29771221
@@ -392,6 +420,12 @@ def training_texts(
     train = data.examples["train"]
     return [text for column in ("input", "label", "rationale") for text in train[column] if text]
 
+def prompt_options(
+    config: RunConfig, # chat, system_prompt, thinking and share_prompt
+) -> PromptOptions: # As a student takes them
+    "What a run asks of its student's prompts."
+    return PromptOptions(config.chat, config.system_prompt, config.thinking, config.share_prompt)
+
 # %% ../../nbs/training/06_trainer.ipynb #ebc3c117
 @dataclass
 class TrainResult:
@@ -404,18 +438,21 @@ class TrainResult:
     examples_per_second: float # Median over the log steps
     stopped: bool # True where somebody stopped it before its last step
     route: str = "" # By whose forward the student was trained, and why
+    precision: str = "" # In which precision, and why
     cut: dict[str, float] = field(default_factory=dict) # Shares of the training texts that were cut, by name
+    trained_share: float = 1.0 # Which part of the student's values was trained; below 1 with an adapter
 
     def metrics(self) -> dict[str, float]: # Flat names as in metrics.json
         "The summary as metrics."
         return {"train/steps": self.steps, "train/best_step": self.best_step, "train/seconds": self.seconds,
                 "train/examples_per_second": self.examples_per_second, "valid/best_accuracy": self.best_accuracy,
-                **{f"train/{name}": share for name, share in self.cut.items()}}
+                **{f"train/{name}": share for name, share in self.cut.items()},
+                **({"train/trained_share": self.trained_share} if self.trained_share < 1 else {})}
 
 # %% ../../nbs/training/06_trainer.ipynb #3900edd5
 def _write_student(module: CotModule, student: Student, folder: Path):
     "A plain checkpoint in student/, moved there whole; critic and bottleneck beside it."
-    unfinished = student.save(folder / f".{RunFile.STUDENT}")
+    unfinished = student.save(folder / f".{RunFile.STUDENT}", home=folder / RunFile.STUDENT)
     for name, companion in module.companions.items():
         _save_module(companion, unfinished / f"{name}.safetensors")
     shutil.rmtree(folder / RunFile.STUDENT, ignore_errors=True)
@@ -426,10 +463,12 @@ def _write_result(result: TrainResult, folder: Path):
     summary = {name: value for name, value in vars(result).items() if name != "student"}
     write_json(folder / RunFile.TRAINING, summary)
 
-def _read_result(folder: Path) -> TrainResult | None:
-    "What a training that is done left in a folder; None where it is not done."
-    if not (folder / RunFile.TRAINING).exists() or not (folder / RunFile.STUDENT).is_dir():
-        return None
+def _is_done(folder: Path) -> bool:
+    "Whether a training in a folder has come to its end."
+    return (folder / RunFile.TRAINING).exists() and (folder / RunFile.STUDENT).is_dir()
+
+def _read_result(folder: Path) -> TrainResult:
+    "What a training that is done left in a folder."
     kept = read_json(folder / RunFile.TRAINING, RunError)
     kept |= {name: math.nan for name in ("best_accuracy", "examples_per_second") if kept[name] is None}
     return TrainResult(load_student(str(folder / RunFile.STUDENT)), **kept)
@@ -453,14 +492,16 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return TrainResult(
         student, steps=state.global_step, best_step=kept.get("step", state.global_step),
         best_accuracy=kept.get("valid/accuracy", math.nan), seconds=last.get("seconds", 0.0), route=trainer.route,
-        cut=trainer.cut, examples_per_second=float(np.median(speeds)) if speeds else math.nan,
-        stopped=not _has_ended(trainer))
+        precision=trainer.precision.told, cut=trainer.cut, trained_share=trainer.trained_share,
+        examples_per_second=float(np.median(speeds)) if speeds else math.nan, stopped=not _has_ended(trainer))
 
 # %% ../../nbs/training/06_trainer.ipynb #56730125
 def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
     "Write the student and the summary; then the checkpoints can go."
+    student.model.float().eval() # as it is when it is loaded again
+    student = student.merged() if trainer.run_config.adapter_merged else student
     result = _result(trainer, student, rows)
-    student.model.eval()
+    trainer.accelerator.wait_for_everyone() # all have read the best checkpoint
     if trainer.is_world_process_zero():
         _write_student(trainer.module, student, folder)
         if not result.stopped:
@@ -469,6 +510,17 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
+def _fresh_student(config: RunConfig, data: LoadedData) -> Student:
+    "The student that a training begins with, the same in every process."
+    if (term := run_objective(config)) is not None and term.bound is not None:
+        get_critic(config.critic) # like an objective, refused before anything is loaded
+    seed_everything(config.seed)
+    return run_student(config, training_texts(data), prompt_options(config))
+
+def _own_tracking(config: RunConfig, folder: Path, checkpoint: Path | None) -> AbstractContextManager[list]:
+    "The trackers of the first process; the others have none."
+    return nullcontext([]) if process_number() else tracking(config, folder, _step_of(checkpoint))
+
 def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, history: History,
                   arguments: TrainingArguments, callbacks: Iterable[TrainerCallback]) -> CotTrainer:
     "The trainer of a run."
@@ -479,12 +531,15 @@ def _make_trainer(texts: PreparedTexts, data: LoadedData, student: Student, hist
                          config, watched, [history, *patience, *callbacks])
     trainer.cut = texts.cut
     trainer.remove_callback(PrinterCallback)
+    if process := arguments.process_index: # the Trainer has given all of them the same numbers
+        torch.manual_seed(process_seed(config.seed, process))
     return trainer
 
 # %% ../../nbs/training/06_trainer.ipynb #69468894
 def _take_up(trainer: CotTrainer, checkpoint: Path):
     "Give a trainer what a checkpoint kept beside weights, optimiser and random state."
     trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+    trainer.state.is_world_process_zero = trainer.is_world_process_zero() # the first one wrote it
     if (checkpoint / _TERMS).is_file(): # earlier versions wrote none
         kept = read_json(checkpoint / _TERMS, RunError)
         trainer.terms.restore(kept, trainer.module.asked.device)
@@ -494,7 +549,22 @@ def _take_up(trainer: CotTrainer, checkpoint: Path):
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             vars(callback).update(kept.get("attributes", {}))
 
+def _precision_of(config: RunConfig, checkpoint: Path | None) -> Precision:
+    "The precision of the checkpoint that a training goes on from where a machine chose it, else as this one chooses."
+    kept = read_json(checkpoint / _TERMS, RunError) if checkpoint and (checkpoint / _TERMS).is_file() else {}
+    if "precision" in kept and not isinstance(config.bf16, bool):
+        return Precision(**kept["precision"])
+    return choose_precision(config.bf16)
+
 # %% ../../nbs/training/06_trainer.ipynb #8b07d34b
+def _found_start(folder: Path) -> tuple[bool, Path | None]:
+    "Whether a training is done, and the checkpoint that it goes on from; what it had begun to write is deleted."
+    if _is_done(folder):
+        shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True) # where a process died over them
+        return True, None
+    _clear_unfinished(folder)
+    return False, last_checkpoint(folder)
+
 def _train_on(trainer: CotTrainer, history: History, checkpoint: Path | None):
     "Train from a checkpoint, or from the beginning; to the weights that valid picks."
     if checkpoint is None:
@@ -515,25 +585,27 @@ def train(
     callbacks: Iterable[TrainerCallback] = (), # More callbacks, such as a live monitor
     progress: bool = True, # Show a progress bar
 ) -> TrainResult: # The trained student with a summary
-    "Train a student, or go on where an interrupted training stopped."
+    "Train a student, or go on where an interrupted training stopped; of several processes all call this."
     folder = Path(folder)
-    if (done := _read_result(folder)) is not None:
-        shutil.rmtree(folder / RunFile.CHECKPOINTS, ignore_errors=True) # where a process died over them
-        return done
-    if (term := run_objective(config)) is not None and term.bound is not None:
-        get_critic(config.critic) # like an objective, refused before anything is loaded
-    seed_everything(config.seed)
-    student = load_student(config.student, training_texts(data), config.seed, config.dropout)
-    if config.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable()
-    texts = prepare_texts(config, data, student, folder)
-    arguments = training_arguments(texts.config, folder)
-    if first := arguments.process_index == 0:
-        _clear_unfinished(folder)
-    history = History(folder / RunFile.HISTORY, arguments.train_batch_size * config.gradient_accumulation_steps
-                      * arguments.world_size)
-    shown, checkpoint = [FinishWithEvaluation(), *([ProgressBar()] if progress else [])], last_checkpoint(folder)
-    with tracking(texts.config, folder, _step_of(checkpoint)) if first else nullcontext([]) as trackers:
-        trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *trackers, *shown])
-        _train_on(trainer, history, checkpoint)
-    return _finish(trainer, student, history.rows, folder)
+    with together():
+        precision = _precision_of(config, last_checkpoint(folder))
+        run = replace(config, bf16=precision.bf16)
+        arguments = training_arguments(run, folder)
+        asked = {"data": data.fingerprint, **config.asked()} if arguments.world_size > 1 else {}
+        done, checkpoint = as_the_first_finds(lambda: _found_start(folder), asked)
+        if done:
+            return _read_result(folder)
+        student = _fresh_student(run, data)
+        if progress and student.adapter is not None:
+            print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
+        with arguments.main_process_first(local=False): # it writes what the others read
+            texts = prepare_texts(run, data, student, folder)
+        history = History(folder / RunFile.HISTORY, config.batch_size * config.gradient_accumulation_steps,
+                          writes=arguments.process_index == 0)
+        stopping = [StopTogether()] if arguments.world_size > 1 else []
+        shown = [*stopping, FinishWithEvaluation(), *([ProgressBar()] if progress else [])]
+        with _own_tracking(texts.config, folder, checkpoint) as trackers:
+            trainer = _make_trainer(texts, data, student, history, arguments, [*callbacks, *trackers, *shown])
+            trainer.precision = precision
+            _train_on(trainer, history, checkpoint)
+        return _finish(trainer, student, history.rows, folder)
