@@ -59,49 +59,6 @@ from cotmi.runs.sweep_command import (
     write_page,
 )
 from .runs.sweep_file import MAX_RUNS, read_sweep
-from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
-
-# %% ../nbs/10_cli.ipynb #29b1ef02
-import json
-import os
-import shlex
-import subprocess
-import sys
-import traceback
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any
-
-import pandas as pd
-import typer
-
-import cotmi
-from cotmi.core import (
-    ConfigError,
-    RunError,
-    RunFile,
-    foreseen,
-    is_installed,
-    load_settings,
-    nearest,
-    require,
-    write_text,
-)
-from .dashboards.dashboard_notebook import dashboard_notebook
-from .dashboards.data_page import report_page
-from .runs.evaluating import evaluate
-from .runs.execution import execute
-from cotmi.runs.experiments import (
-    check_parameters,
-    experiment_parameters,
-    find_experiment,
-    planned_config,
-    run_experiment,
-)
-from .runs.results import results_table
-from .runs.run_folder import Run, is_whole, list_runs, run_folder, runs_table
-from .runs.sweep import MAX_RUNS, plan_run, run_sweep, sweep_points
 from .training.processes import check_processes, launch, leave_message, process_count, process_number
 from .training.run_config import RunConfig, config_table, load_run_data, parameter_names
 

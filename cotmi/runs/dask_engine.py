@@ -9,6 +9,7 @@ __all__ = ['carry_out_on_worker', 'dask_resources', 'is_cluster', 'run_dask']
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..core import ConfigError, RunError, require
 from .local_engine import EngineOptions
@@ -54,7 +55,7 @@ def run_dask(
     if "://" not in options.on and not Path(options.on).is_file():
         raise RunError(f"There is no scheduler file {options.on}. Start one with `dask scheduler --scheduler-file "
                        f"{options.on}`.")
-    where = {"address": options.on} if "://" in options.on else {"scheduler_file": options.on}
+    where: dict[str, Any] = {"address": options.on} if "://" in options.on else {"scheduler_file": options.on}
     try:
         client = Client(**where, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as fault: # nobody answers, or an address that is none

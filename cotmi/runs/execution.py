@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_trained', 'execute_file', 'execute']
 
-# %% ../../nbs/runs/04_execution.ipynb #eaa6a2bf
+# %% ../../nbs/runs/04_execution.ipynb #fbc31595
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -13,29 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import RunFile
+from ..core import ConfigError, CotmiError, RunFile, read_json, write_json
 from .environment import peak_memory
-from .evaluating import end_with
-from .run_folder import Run, await_end, run_folder, start_run
-from ..training.processes import check_processes, launch, leave_message, process_number
-from ..training.run_config import RunConfig, load_run_data
-from ..training.trackers import report_metrics
-
-if TYPE_CHECKING: # these bring torch
-    from transformers import TrainerCallback
-
-    from cotmi.data.examples import LoadedData
-    from cotmi.training.trainer import TrainResult
-
-# %% ../../nbs/runs/04_execution.ipynb #eaa6a2bf
-import sys
-import tempfile
-from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from ..core import ConfigError, CotmiError, read_json, write_json
 from .evaluating import end_with
 from .run_folder import Run, await_end, run_folder, start_run
 from ..training.processes import check_processes, launch, leave_message, process_number

@@ -78,7 +78,9 @@ def known_speeds(
         figures = speed, _besides(run), _memory(run)
         for like, key in _keys(run.config):
             told.setdefault(key, (like, []))[1].append(figures)
-    return {key: Speed(*(_median(column) for column in zip(*rows, strict=True)), len(rows), like)
+    def middle(rows: Sequence[tuple[float, float, float]], place: int) -> float:
+        return _median(row[place] for row in rows)
+    return {key: Speed(middle(rows, 0), middle(rows, 1), middle(rows, 2), len(rows), like)
             for key, (like, rows) in told.items()}
 
 # %% ../../nbs/runs/09h_planning.ipynb #a4e0355e
@@ -138,8 +140,9 @@ def plan_text(
     shown = table.assign(hours=[f"{x:.2f}" if x == x else "?" for x in table.hours],
                          memory=[f"{x:,.0f} MB" if x == x else "?" for x in table.memory_mb],
                          examples=[f"{x:,.0f}" for x in table.examples], **limits)
-    shown = shown[["experiment", "student", "method", "objective", "runs", "examples", "hours", "memory", "limit",
-                   "shortest", "from"]].rename(columns={"limit": "time limit", "shortest": "if requeued"})
+    shown = shown.rename(columns={"limit": "time limit", "shortest": "if requeued"}).loc[:, [
+        "experiment", "student", "method", "objective", "runs", "examples", "hours", "memory", "time limit",
+        "if requeued", "from"]]
     total = f"{table.runs.sum()} runs are due, {complete} are complete"
     if table.hours.isna().any():
         said = (f"{total}. Of some no speed is known: run one of them, or give what `python -m benchmarks.step "

@@ -126,7 +126,7 @@ def progress_page(
 # %% ../../nbs/runs/09f_progress.ipynb #aff3fb48
 def _running_lines(table: pd.DataFrame) -> str:
     "A line for each run under way, without the heading of the table."
-    under_way = table[table.status == "running"]
+    under_way = pd.DataFrame(table[table.status == "running"])
     return "\n".join(progress_text(under_way).splitlines()[2:]) if len(under_way) else ""
 
 # %% ../../nbs/runs/09f_progress.ipynb #55f91968
