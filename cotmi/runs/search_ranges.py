@@ -77,7 +77,8 @@ def _drawn(one: Range, rng: np.random.Generator) -> Any:
     elif one.log:
         value = float(np.exp(rng.uniform(np.log(one.low), np.log(one.high))))
     else:
-        value = int(rng.integers(int(one.low), int(one.high) + 1)) if one.whole else float(rng.uniform(one.low, one.high))
+        whole = one.whole
+        value = int(rng.integers(int(one.low), int(one.high) + 1)) if whole else float(rng.uniform(one.low, one.high))
     return round(value) if one.whole else min(max(float(f"{value:.4g}"), one.low), one.high)
 
 # %% ../../nbs/runs/08b_search_ranges.ipynb #5ba51a3e
