@@ -378,8 +378,8 @@ def command_line() -> str:
         describe(command, f"cotmi {child}")
     return "\n".join(lines) + "\n"
 
-TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "new_critic_or_objective", "mi_estimators",
-             "demo_methods", "reading_a_run", "sharing_a_student")
+TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "which_student", "new_critic_or_objective",
+             "mi_estimators", "demo_methods", "reading_a_run", "sharing_a_student")
 EXPERIMENTS = ("demo", "svamp", "cqa", "anli1", "esnli", "compare")
 
 def write_source(target: Path, run: bool, jobs: int) -> None:

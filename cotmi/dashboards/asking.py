@@ -59,7 +59,8 @@ def features_of(
 
     examples = _typed_examples(answers["input"].tolist(), answers["choices"].tolist(), answers)
     lengths = run_lengths(config)
-    tokens = tokenize_examples(examples, student.tokenizer, config.method, lengths.input, lengths.target)
+    tokens = tokenize_examples(examples, student.tokenizer, config.method, lengths.input, lengths.target,
+                               student.layout)
     features = extract_features(student, tokens, config.features, most_dimensions=10**9)
     place = {name: i for i, name in enumerate(features.names)}
     if not names or not all(name in place for name in names): # an older run may not name them

@@ -17,23 +17,24 @@ from transformers import PreTrainedTokenizerBase
 
 from .calibration import scale
 from ..students.generation import generate_ids, target_log_likelihoods
+from ..students.layout import TextLayout, own_call_layout
 from ..students.methods import ANSWER_MARKER, get_method
 from ..students.student import Student
-from ..students.tasks import tokenize_examples
+from ..students.tasks import target_tokens, tokenize_examples
 from ..students.written_labels import meant_label, written_labels
 from ..training.run_config import RunConfig
 from ..training.run_lengths import run_lengths
 
 # %% ../../nbs/evaluation/04_answers.ipynb #ae4dc68d
 def _after_rationale(
-    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], rationale: str, max_length: int,
+    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], rationale: str, max_length: int, layout: TextLayout,
 ) -> tuple[list[list[int]], list[int]]:
     "Targets of a single-task student: the rationale, the marker and a label; the count begins behind the marker."
-    tails = tokenizer([f" {ANSWER_MARKER} {label}" for label in labels], truncation=True, max_length=max_length)
+    tails = target_tokens([f" {ANSWER_MARKER} {label}" for label in labels], tokenizer, layout, max_length, False)
     marker = tokenizer(f" {ANSWER_MARKER}", add_special_tokens=False)["input_ids"]
     head = tokenizer(rationale, add_special_tokens=False)["input_ids"] if rationale else []
     targets, starts = [], []
-    for tail in tails["input_ids"]:
+    for tail in tails.ids:
         kept = head[:max_length - len(tail)]
         shared = next((i for i, (a, b) in enumerate(zip(marker, tail, strict=False)) if a != b), len(marker))
         targets.append(kept + tail)
@@ -47,14 +48,15 @@ def label_targets(
     method: str, # One of METHODS
     rationale: str = "", # What a single-task student wrote before
     max_length: int = 512, # Most tokens of a target
+    layout: TextLayout | None = None, # How the student's texts are laid out; an encoder–decoder's if None
 ) -> tuple[list[list[int]], list[int]]: # Targets, and for each the position where the label begins
     "Token ids of candidate labels, and where to begin counting."
     if not labels:
         return [], []
+    layout = layout or own_call_layout(tokenizer)
     if get_method(method).joined_target:
-        return _after_rationale(tokenizer, labels, rationale, max_length)
-    targets = tokenizer(text_target=list(labels), truncation=True, max_length=max_length)["input_ids"]
-    return targets, [0] * len(labels)
+        return _after_rationale(tokenizer, labels, rationale, max_length, layout)
+    return target_tokens(list(labels), tokenizer, layout, max_length).ids, [0] * len(labels)
 
 # %% ../../nbs/evaluation/04_answers.ipynb #88f3ace5
 class _Answers(NamedTuple):
@@ -84,7 +86,8 @@ def _scored_targets(
     "For each example the targets of its candidates and of the label it wrote last, and where each begins."
     targets, starts = [], []
     for row, candidates in enumerate(choices):
-        told = (student.tokenizer, candidates, config.method, answers.rationales[row] or "", run_lengths(config).target)
+        told = (student.tokenizer, candidates, config.method, answers.rationales[row] or "", run_lengths(config).target,
+                student.layout)
         known, begin = label_targets(*told)
         own, own_begin = [answers.token_ids[row]], [0]
         if get_method(config.method).joined_target:
@@ -117,7 +120,8 @@ def answer(
 ) -> pd.DataFrame: # A row per example: the examples' columns, predicted_label, confidence, generated_rationale, …
     "Let a student answer every example."
     lengths = run_lengths(config)
-    tokens = tokenize_examples(examples, student.tokenizer, config.method, lengths.input, lengths.target)
+    tokens = tokenize_examples(examples, student.tokenizer, config.method, lengths.input, lengths.target,
+                               student.layout)
     answers = _written_answers(student, tokens, config, rationales, name)
     choices = [list(c) or list(labels) for c in examples["choices"]]
     targets, starts = _scored_targets(student, config, choices, answers)

@@ -14,7 +14,7 @@ from .answers import label_targets
 from ..students.generation import target_log_likelihoods
 from ..students.methods import get_method
 from ..students.student import Student
-from ..students.tasks import student_input
+from ..students.tasks import input_tokens
 from ..training.run_config import RunConfig
 from ..training.run_lengths import run_lengths
 
@@ -27,12 +27,12 @@ def _gold_given(
     single = get_method(config.method).joined_target
     for text, gold, rationale in zip(table.input, table.gold_label, given, strict=True):
         joined = text if single else text + SEGMENT_SEPARATOR + rationale
-        texts.append(student_input(joined, "predict", config.method, str(student.tokenizer.eos_token or "")))
+        texts.append(joined)
         target, start = label_targets(student.tokenizer, [gold], config.method, rationale if single else "",
-                                      lengths.target)
+                                      lengths.target, student.layout)
         targets.append(target)
         starts.append(start)
-    inputs = student.tokenizer(texts, truncation=True, max_length=lengths.input)["input_ids"]
+    inputs = input_tokens(texts, "predict", config.method, student.tokenizer, student.layout, lengths.input).ids
     return np.concatenate(
         target_log_likelihoods(student, inputs, targets, starts, config.eval_batch_size, progress))
 

@@ -32,7 +32,8 @@ def sample_features(
     "Features of a sample of test that every run on these data shares."
     kept = np.sort(np.random.default_rng(0).permutation(len(test))[:config.mi_pairs])
     lengths = run_lengths(config)
-    sample = tokenize_examples(test.select(kept), student.tokenizer, config.method, lengths.input, lengths.target)
+    sample = tokenize_examples(test.select(kept), student.tokenizer, config.method, lengths.input, lengths.target,
+                               student.layout)
     return extract_features(student, sample, config.features, config.eval_batch_size)
 
 # %% ../../nbs/evaluation/07_shared_information.ipynb #10da9435

@@ -8,13 +8,16 @@ __all__ = ['IGNORED', 'pad', 'TwoTaskCollator', 'example_lengths', 'LengthGroupe
 # %% ../../nbs/students/02_batches.ipynb #64c5feb9
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING: # takes a second to import, and brings much along
+    from datasets import Dataset
 
 # %% ../../nbs/students/02_batches.ipynb #7d88894d
 IGNORED = -100 # the label that PyTorch's cross-entropy skips
@@ -49,7 +52,7 @@ class TwoTaskCollator:
 
 # %% ../../nbs/students/02_batches.ipynb #bac3aba3
 def example_lengths(
-    tokenized: Dataset, # Rows of `tokenize_examples`
+    tokenized: "Dataset", # Rows of `tokenize_examples`
     tasks: Sequence[str] = ("predict", "explain"), # Which tasks count
 ) -> np.ndarray: # [examples, 2 * tasks] tokens: input and target of each task
     "Lengths in tokens of the sequences that a step pads."

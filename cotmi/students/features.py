@@ -8,18 +8,20 @@ __all__ = ['FEATURE_KINDS', 'FeatureKind', 'features', 'feature_width', 'Feature
 # %% ../../nbs/students/11_features.ipynb #ffda0795
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core import EstimationError, check_choice
 from .batches import TwoTaskCollator, example_lengths
-from .family import TaskPass
+from .family import TaskPass, bounded
 from .student import Student
+
+if TYPE_CHECKING: # takes a second to import, and brings much along
+    from datasets import Dataset
 
 # %% ../../nbs/students/11_features.ipynb #3775f28a
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def _highest_probabilities(task: TaskPass, weight: Tensor | None, bias: Tensor |
         raise EstimationError("Features over the vocabulary need the output head; pass weight and bias "
                               "(student.family.head(student.model) gives them).")
     logits = task.hidden @ weight.T
-    probabilities = (logits if bias is None else logits + bias).softmax(-1)
+    probabilities = bounded(logits if bias is None else logits + bias, task.softcap).softmax(-1)
     return probabilities.masked_fill(~task.mask.unsqueeze(-1), 0).amax(1)
 
 # %% ../../nbs/students/11_features.ipynb #ced4b4ff
@@ -88,7 +90,7 @@ def _most_varying(z: np.ndarray, v: np.ndarray, count: int) -> np.ndarray:
 @torch.no_grad()
 def extract_features(
     student: Student, # Whose features
-    tokenized: Dataset, # Rows of `tokenize_examples`, made with the method the student was trained by
+    tokenized: "Dataset", # Rows of `tokenize_examples`, made with the method the student was trained by
     kind: str = "vocab", # vocab, decoder or encoder
     batch_size: int = 64, # Examples a forward pass
     most_dimensions: int = 512, # Dimensions kept at the utmost: those of largest variance

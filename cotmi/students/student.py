@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'family_for', 'family_of', 'Student']
 
 # %% ../../nbs/students/08_student.ipynb #50b132c3
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,12 +14,17 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import StudentError, write_files
-from .encoder_decoder import ENCODER_DECODER
+from .adapters import Adapter, merge_adapter, save_adapter, trained_values
+from .causal import CAUSAL
+from .encoder_decoder import ENCODER_DECODER, stop_at
 from .family import StudentFamily
+from .layout import AS_USUAL, TextLayout, write_layout
+from .saving import save_model
+from .shared_prompt import with_shared_prompt
 from .t5_fast_path import with_fast_path
 
 # %% ../../nbs/students/08_student.ipynb #74cfe481
-FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (ENCODER_DECODER,)}
+FAMILIES: dict[str, StudentFamily] = {family.name: family for family in (CAUSAL, ENCODER_DECODER)}
 
 def family_for(
     config: PreTrainedConfig, # A model's configuration
@@ -44,10 +49,15 @@ class Student:
     model: PreTrainedModel # A Hugging Face model
     tokenizer: PreTrainedTokenizerBase # Its tokenizer
     name: str # How it was asked for
-    family: StudentFamily = field(init=False, repr=False) # How it is run; follows from the model
+    layout: TextLayout = cast(TextLayout, None) # What stands around its inputs; as its tokenizer says if None
+    adapter: Adapter | None = None # What is trained in place of all weights, where that is an adapter
+    family: StudentFamily = field(init=False, repr=False) # How it is run; follows from model and layout
 
     def __post_init__(self):
-        self.family = family_of(self.model)
+        family = family_of(self.model)
+        self.layout = self.layout or family.layout(self.tokenizer, AS_USUAL)
+        self.family = with_shared_prompt(family, self.model, self.tokenizer, self.layout)
+        stop_at(self.model, self.layout.end)
 
     @property
     def device(self) -> torch.device: return self.model.device
@@ -59,8 +69,18 @@ class Student:
 
     @property
     def parameters(self) -> int:
-        "Number of trained values."
-        return sum(p.numel() for p in self.model.parameters())
+        "Number of values, trained or not."
+        return trained_values(self.model)[1]
+
+    @property
+    def trained_share(self) -> float:
+        "Which part of the values is trained: 1 without an adapter."
+        trained, every = trained_values(self.model)
+        return trained / every
+
+    def merged(self) -> "Student":
+        "The student with its adapter added to the weights themselves, which uses the adapter up."
+        return self if self.adapter is None else replace(self, model=merge_adapter(self.adapter), adapter=None)
 
     @property
     def route(self) -> str:
@@ -69,9 +89,14 @@ class Student:
 
     def save(self,
         folder: str | Path, # Where to write the checkpoint
+        home: str | Path | None = None, # Where the folder is going to lie; where it is if None
     ) -> Path: # The folder
-        "Write a plain Hugging Face checkpoint (safetensors, no pickle), each file whole and as the umask says."
+        "Write a Hugging Face checkpoint or peft's (safetensors, no pickle), each file whole and as the umask says."
         def write(made: Path):
-            self.model.save_pretrained(made)
+            if self.adapter is not None:
+                save_adapter(self.adapter, made, Path(home or folder), self.tokenizer)
+            else:
+                save_model(self.model, made)
             self.tokenizer.save_pretrained(made)
+            write_layout(made, self.layout)
         return write_files(folder, write)

@@ -21,6 +21,7 @@ from datasets import config as datasets_config
 from transformers import PreTrainedTokenizerBase
 
 from ..core import CotmiError, write_whole
+from .layout import TextLayout, own_call_layout
 from .tasks import TOKEN_SCHEMA, token_batches, tokenize_examples
 
 # %% ../../nbs/students/13_token_cache.ipynb #9ff00706
@@ -37,7 +38,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
 def token_key(
     examples: Dataset, # Columns input, label, rationale and id
     tokenizer: PreTrainedTokenizerBase, # The student's tokenizer, a Rust one
-    settings: Iterable[object], # Method and limits
+    settings: Iterable[object], # Method, limits and layout
 ) -> str: # 32 characters
     "The name under which tokens are kept."
     digest = hashlib.sha256(repr(["1", *settings]).encode())
@@ -86,9 +87,10 @@ def kept_tokens(
     method: str, # One of METHODS
     max_input_length: int = 1024, # Tokens of an input, end of sequence included
     max_target_length: int = 512, # Tokens of a target, end of sequence included
+    layout: TextLayout | None = None, # How the student's texts are laid out; an encoder–decoder's if None
 ) -> Dataset: # As `tokenize_examples` gives it, mapped from a file where there are many rows
     "Tokenise both tasks of every example, or read back what was tokenised before."
-    settings = method, max_input_length, max_target_length
+    settings = method, max_input_length, max_target_length, layout or own_call_layout(tokenizer)
     if len(examples) < KEPT_FROM or getattr(tokenizer, "backend_tokenizer", None) is None:
         return tokenize_examples(examples, tokenizer, *settings)
     path = cache_folder() / f"{token_key(examples, tokenizer, settings)}.arrow"

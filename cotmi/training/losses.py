@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import ConfigError, check_choice
+from ..students.family import bounded
 
 # %% ../../nbs/training/00_losses.ipynb #17bb5a61
 IGNORED = -100 # the label of a padded target position
@@ -123,13 +124,14 @@ def plain_vocabulary_pass(
     predict_items: float | Tensor | None = None, # Divisor of the label's sum; its real labels if None
     explain_items: float | Tensor | None = None, # Divisor of the rationale's sum; its real labels if None
     weights: Mapping[str, float] | None = None, # Of predict, explain and mi in `total`; one each if None
+    softcap: float | None = None, # What bounds the logits, where something does (Gemma 2)
 ) -> VocabularyTerms: # The terms and their weighted sum
     "Every vocabulary loss of a step from full logits (DSS: Hsieh et al. 2023; MI: Chen et al. 2024)."
     weights = check_pass(explain_hidden, pool, mi_gradient, weights)
-    logits = F.linear(predict_hidden, weight, bias) # [B, Tp, W]
+    logits = bounded(F.linear(predict_hidden, weight, bias), softcap) # [B, Tp, W]
     terms, z, v = {"predict": token_cross_entropy(logits, predict_labels, predict_items)}, None, None
     if explain_hidden is not None and explain_labels is not None:
-        explain_logits = F.linear(explain_hidden, weight, bias) # [B, Te, W]
+        explain_logits = bounded(F.linear(explain_hidden, weight, bias), softcap) # [B, Te, W]
         terms["explain"] = token_cross_entropy(explain_logits, explain_labels, explain_items)
         if pool is not None:
             z = max_probabilities(logits, predict_labels != IGNORED if pool == "target" else None)

@@ -41,6 +41,23 @@ def _positions(student: Student) -> int | None:
     "The tokens that a student can tell the places of; None where there is no end to them."
     return getattr(student.model.config, "max_position_embeddings", None)
 
+def _share_positions(config: RunConfig, student: Student, most: int, values: dict[str, int], sources: dict[str, str]):
+    "Let input and target of a decoder-only student have its positions between them; raises `ConfigError` for more."
+    given = {name: getattr(config, name) for name in values}
+    asked = [name for name, value in given.items() if value is not None]
+    if sum(values.values()) <= most:
+        return
+    if sum(given[name] for name in asked) + 2 - len(asked) > most:
+        told = " and ".join(f"{name} {given[name]}" for name in asked)
+        raise ConfigError(f"{told} is more than {student.name} can read: its input and its target share {most} "
+                          "positions. Set less.")
+    if not asked:
+        values["max_target_length"] = min(values["max_target_length"], most // 3) # our choice
+        sources["max_target_length"] = f"cap (a third of the {most} positions of the student)"
+    left = "max_target_length" if "max_input_length" in asked else "max_input_length"
+    values[left] = min(values[left], most - values[next(name for name in values if name != left)])
+    sources[left] = f"cap ({most} positions of the student for input and target)"
+
 def settle_limits(
     config: RunConfig, # May leave lengths open
     student: Student, # May have an end to its positions
@@ -53,6 +70,8 @@ def settle_limits(
         sources[name] = where if values[name] == usual else f"cap ({most} positions of the student)"
         if (given := getattr(config, name)) is not None and most and given > most:
             raise ConfigError(f"{name} is {given}, but {student.name} has {most} positions; set at most {most}.")
+    if most and student.layout.end is not None: # input and target are one sequence
+        _share_positions(config, student, most, values, sources)
     return config.settled(values, sources)
 
 # %% ../../nbs/training/04a_run_lengths.ipynb #7a2aad1f
@@ -86,7 +105,8 @@ def tokenize_split(
 ) -> Dataset: # As `tokenize_examples` gives it
     "The tokens of a split, read back where they are kept."
     lengths = run_lengths(config)
-    return kept_tokens(data.examples[split], student.tokenizer, config.method, lengths.input, lengths.target)
+    return kept_tokens(data.examples[split], student.tokenizer, config.method, lengths.input, lengths.target,
+                       student.layout)
 
 def settle_lengths(
     config: RunConfig, # May leave lengths open

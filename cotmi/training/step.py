@@ -7,12 +7,13 @@ __all__ = ['run_objective', 'step_losses', 'CotModule', 'step_items', 'TermSums'
 
 # %% ../../nbs/training/05a_step.ipynb #66484115
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import check_choice
+from ..core import ConfigError, check_choice
 from ..students.batches import IGNORED
 from ..students.family import TaskPass
 from ..students.features import FEATURE_KINDS, feature_width, features
@@ -45,13 +46,15 @@ def _vocabulary_terms(module: "CotModule", predict: TaskPass, explain: TaskPass 
         config.vocabulary_pass, predict.hidden, predict.labels,
         explain.hidden if explain else None, explain.labels if explain else None, *module.family.head(module.student),
         pool=module.term.pool if module.term else None, mi_gradient=config.mi_gradient,
-        predict_items=items.get("predict"), explain_items=items.get("explain"), weights=weights)
+        predict_items=items.get("predict"), explain_items=items.get("explain"), weights=weights,
+        softcap=predict.softcap)
 
 # %% ../../nbs/training/05a_step.ipynb #bb50b2d0
 def _task_features(task: TaskPass, kind: str, head: tuple[Tensor, Tensor | None]) -> Tensor:
     "The features that an objective compares, with gradient."
     of_words = FEATURE_KINDS[kind].of_words # made slice by slice, since a vocabulary is wide
-    return pooled_probabilities(task.hidden, task.mask, *head) if of_words else features(task, kind)
+    pooled = partial(pooled_probabilities, softcap=task.softcap)
+    return pooled(task.hidden, task.mask, *head) if of_words else features(task, kind)
 
 def _other_terms(module: "CotModule", predict: TaskPass, explain: TaskPass | None, config: RunConfig,
                  share: BatchShare) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -103,6 +106,13 @@ def _critic_beside(student: Student, objective: Objective | None, config: RunCon
     return VariationalObjective(objective.bound, width, width, critic=config.critic, hidden=config.critic_hidden,
                                 embedding=config.critic_embedding, smile_tau=config.smile_tau)
 
+def _bottleneck(student: Student, config: RunConfig) -> Bottleneck | None:
+    "The bottleneck of the label pass, where there is one; raises `ConfigError` where the student has no place for it."
+    if config.gamma and not student.family.bottleneck:
+        raise ConfigError(f"gamma is {config.gamma:g}, but {student.name} is {student.family.name}: between its "
+                          "input and its target is no place for a bottleneck. Set gamma=0, or take an encoder-decoder.")
+    return Bottleneck(student.family.hidden_size(student.model)) if config.gamma else None
+
 # %% ../../nbs/training/05a_step.ipynb #5be6ee79
 class CotModule(nn.Module):
     "A student with the critic and the bottleneck that are trained beside it."
@@ -118,7 +128,7 @@ class CotModule(nn.Module):
         with torch.random.fork_rng(devices=[]): # a critic must not change the student's dropout
             torch.manual_seed(config.seed)
             self.objective = _critic_beside(student, self.term, config)
-            self.bottleneck = Bottleneck(student.family.hidden_size(student.model)) if config.gamma else None
+            self.bottleneck = _bottleneck(student, config)
 
     @property
     def companions(self) -> dict[str, nn.Module]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSS_EXAMPLES', 'WEIGHTS', 'batch_sampler', 'WatchedSplit', 'watched_splits', 'last_checkpoint', 'CotTrainer',
-           'training_arguments', 'training_texts', 'TrainResult', 'train']
+           'training_arguments', 'training_texts', 'prompt_options', 'TrainResult', 'train']
 
 # %% ../../nbs/training/06_trainer.ipynb #a82340a3
 import math
@@ -48,8 +48,10 @@ from cotmi.core import (
 from ..data.examples import LoadedData
 from ..data.labels import get_label_kind
 from ..information.critics import get_critic
+from ..students.adapters import trained_share_text
 from ..students.batches import LengthGroupedBatches, TwoTaskCollator, example_lengths, length_batches
 from ..students.generation import generate
+from ..students.layout import PromptOptions
 from ..students.loading import load_student
 from ..students.methods import METHODS, Method
 from ..students.student import Student
@@ -61,6 +63,7 @@ from .losses import term_weights
 from .processes import check_processes, process_count, process_number, together
 from .run_config import RunConfig
 from .run_lengths import PreparedTexts, prepare_texts, run_lengths, tokenize_split
+from .run_student import run_optimizer, run_student
 from .selection import SELECTIONS, Selection, best_evaluation
 from .shares import StopTogether, as_the_first_finds, own_rows, process_seed, share_of
 from .step import CotModule, TermSums, add_companions, clip_apart, run_objective, step_items
@@ -103,7 +106,8 @@ def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfi
     "Collated batches in the order of training, whole in every process."
     loader = DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
                         pin_memory=torch.cuda.is_available())
-    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True,
+                               non_blocking=torch.cuda.is_available())
 
 # %% ../../nbs/training/06_trainer.ipynb #172c6cb7
 @dataclass(frozen=True)
@@ -180,7 +184,8 @@ def _split_loss(module: CotModule, rows: Sequence[dict[str, list[int]]], collate
         predict, explain = module.family.forward_tasks(module.student, batch, None, False)
         terms = vocabulary_pass(
             config.vocabulary_pass, predict.hidden, predict.labels, explain.hidden if explain else None,
-            explain.labels if explain else None, *module.family.head(module.student), predict_items=1, explain_items=1)
+            explain.labels if explain else None, *module.family.head(module.student), predict_items=1, explain_items=1,
+            softcap=predict.softcap)
         for name, total in terms.losses.items():
             sums[name] = sums.get(name, 0.0) + total.item()
     tokens = {task: sum(len(row[column]) for row in rows)
@@ -334,8 +339,9 @@ class CotTrainer(_CheckpointedTrainer):
         self.module, self.rows, self.watched = module, rows, watched or {}
         self.run_config, self.terms, self.route = config, TermSums(), ""
         self.cut: dict[str, float] = {} # shares of the training texts that are cut
+        self.trained_share = module.asked.trained_share
         given: Any = (module, arguments, collate, rows, watched, module.asked.tokenizer)
-        super().__init__(*given, callbacks=list(callbacks))
+        super().__init__(*given, callbacks=list(callbacks), optimizer_cls_and_kwargs=run_optimizer(config, arguments))
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Any = None):
         shares = self.current_gradient_accumulation_steps
         loss, parts = model(**inputs, items=num_items_in_batch, shares=shares)
@@ -378,17 +384,17 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler, warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="adamw_torch_fused",
-        bf16=config.bf16, torch_compile=config.torch_compile,
+        bf16=config.bf16 or config.weights != "float32", fp16=config.fp16,
+        use_cpu=not torch.accelerator.is_available(), torch_compile=config.torch_compile,
         eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps", save_steps=eval_steps, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_" + selection.figure.replace("/", "_"),
         greater_is_better=selection.higher, logging_nan_inf_filter=False, # we look ourselves, and hide nothing
         logging_strategy="steps", logging_steps=min(config.logging_steps, config.max_steps), logging_first_step=True,
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()}, # a batch is copied while the last one is run
         run_name=Path(folder).resolve().name,
         report_to=[name for name in tracker_names(config.report_to) if name not in TRACKERS] or "none",
         ddp_find_unused_parameters=False, # all have gradients in every forward pass
-        # Without it accelerate lets several processes on a machine without a GPU train each for itself.
-        use_cpu=process_count() > 1 and not torch.accelerator.is_available(),
         save_only_model=False, log_level="error")
     arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU
     if arguments.world_size != process_count(): # as mpirun starts them, which tells by variables of its own
@@ -408,6 +414,12 @@ def training_texts(
     train = data.examples["train"]
     return [text for column in ("input", "label", "rationale") for text in train[column] if text]
 
+def prompt_options(
+    config: RunConfig, # chat, system_prompt, thinking and share_prompt
+) -> PromptOptions: # As a student takes them
+    "What a run asks of its student's prompts."
+    return PromptOptions(config.chat, config.system_prompt, config.thinking, config.share_prompt)
+
 # %% ../../nbs/training/06_trainer.ipynb #ebc3c117
 @dataclass
 class TrainResult:
@@ -421,17 +433,19 @@ class TrainResult:
     stopped: bool # True where somebody stopped it before its last step
     route: str = "" # By whose forward the student was trained, and why
     cut: dict[str, float] = field(default_factory=dict) # Shares of the training texts that were cut, by name
+    trained_share: float = 1.0 # Which part of the student's values was trained; below 1 with an adapter
 
     def metrics(self) -> dict[str, float]: # Flat names as in metrics.json
         "The summary as metrics."
         return {"train/steps": self.steps, "train/best_step": self.best_step, "train/seconds": self.seconds,
                 "train/examples_per_second": self.examples_per_second, "valid/best_accuracy": self.best_accuracy,
-                **{f"train/{name}": share for name, share in self.cut.items()}}
+                **{f"train/{name}": share for name, share in self.cut.items()},
+                **({"train/trained_share": self.trained_share} if self.trained_share < 1 else {})}
 
 # %% ../../nbs/training/06_trainer.ipynb #3900edd5
 def _write_student(module: CotModule, student: Student, folder: Path):
     "A plain checkpoint in student/, moved there whole; critic and bottleneck beside it."
-    unfinished = student.save(folder / f".{RunFile.STUDENT}")
+    unfinished = student.save(folder / f".{RunFile.STUDENT}", home=folder / RunFile.STUDENT)
     for name, companion in module.companions.items():
         _save_module(companion, unfinished / f"{name}.safetensors")
     shutil.rmtree(folder / RunFile.STUDENT, ignore_errors=True)
@@ -471,14 +485,16 @@ def _result(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return TrainResult(
         student, steps=state.global_step, best_step=kept.get("step", state.global_step),
         best_accuracy=kept.get("valid/accuracy", math.nan), seconds=last.get("seconds", 0.0), route=trainer.route,
-        cut=trainer.cut, examples_per_second=float(np.median(speeds)) if speeds else math.nan,
+        cut=trainer.cut, trained_share=trainer.trained_share,
+        examples_per_second=float(np.median(speeds)) if speeds else math.nan,
         stopped=not _has_ended(trainer))
 
 # %% ../../nbs/training/06_trainer.ipynb #56730125
 def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, Any]], folder: Path) -> TrainResult:
     "Write the student and the summary; then the checkpoints can go."
+    student.model.float().eval() # as it is when it is loaded again
+    student = student.merged() if trainer.run_config.adapter_merged else student
     result = _result(trainer, student, rows)
-    student.model.eval()
     trainer.accelerator.wait_for_everyone() # all have read the best checkpoint
     if trainer.is_world_process_zero():
         _write_student(trainer.module, student, folder)
@@ -488,14 +504,14 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
-def _fresh_student(config: RunConfig, data: LoadedData) -> Student:
+def _fresh_student(config: RunConfig, data: LoadedData, shown: bool) -> Student:
     "The student that a training begins with, the same in every process."
     if (term := run_objective(config)) is not None and term.bound is not None:
         get_critic(config.critic) # like an objective, refused before anything is loaded
     seed_everything(config.seed)
-    student = load_student(config.student, training_texts(data), config.seed, config.dropout)
-    if config.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable()
+    student = run_student(config, training_texts(data), prompt_options(config))
+    if shown and student.adapter is not None:
+        print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
     return student
 
 def _own_tracking(config: RunConfig, folder: Path, checkpoint: Path | None) -> AbstractContextManager[list]:
@@ -567,7 +583,7 @@ def train(
         done, checkpoint = as_the_first_finds(lambda: _found_start(folder), asked)
         if done:
             return _read_result(folder)
-        student = _fresh_student(config, data)
+        student = _fresh_student(config, data, progress and arguments.process_index == 0)
         with arguments.main_process_first(local=False): # it writes what the others read
             texts = prepare_texts(config, data, student, folder)
         history = History(folder / RunFile.HISTORY, config.batch_size * config.gradient_accumulation_steps,

@@ -38,7 +38,8 @@ class RunningStandardize(nn.Module):
         "Standardise; in training mode also take the batch into the averages."
         x = x.float()
         if self.training and len(x) > 1:
-            rate = self.momentum if self.batches else 1.0 # the first batch is all that is known
+            # The first batch is all that is known. The rate stays a tensor: to read the count would wait for a GPU.
+            rate = torch.where(self.batches > 0, self.momentum, 1.0).to(x.dtype)
             self.mean.lerp_(x.detach().mean(0), rate)
             self.variance.lerp_(x.detach().var(0), rate)
             self.batches += 1

@@ -1,0 +1,158 @@
+"""Decoder-only students: the vocabulary pass of a Qwen2.5-0.5B, and what a shared prompt saves.
+
+    python -m benchmarks.causal            both tables; the last line is a JSON object
+    python -m benchmarks.causal --head     the vocabulary pass alone
+    python -m benchmarks.causal --prompt   the shared prompt alone
+
+Tables go to benchmarks/results. What is measured and how: benchmarks/README.md.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import disable_progress_bars
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.machine import describe, reset_peak, resident_mb
+from benchmarks.sides import CLIP
+from benchmarks.step import RESULTS
+from benchmarks.text import make_tokenizer, split_rows
+from cotmi.core import to_json, write_json, write_text
+from cotmi.students.batches import LengthGroupedBatches, TwoTaskCollator, example_lengths
+from cotmi.students.causal import CAUSAL
+from cotmi.students.layout import plain_layout
+from cotmi.students.student import Student
+from cotmi.students.tasks import tokenize_examples
+from cotmi.training.fused_linear_loss import vocabulary_pass
+from cotmi.training.losses import term_weights
+
+HEAD = dict(words=151_936, width=896, batch=16, rationale=64, label=4) # of a Qwen2.5-0.5B
+STUDENT = dict(hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4)
+WORDS = 32_128
+
+
+def head_cost(implementation: str) -> dict:
+    "Seconds and peak MB of one vocabulary pass with its gradients, above its inputs and their gradients."
+    torch.manual_seed(0)
+    lengths = HEAD["label"], HEAD["rationale"]
+    states = [torch.randn(HEAD["batch"], n, HEAD["width"], requires_grad=True) for n in lengths]
+    labels = [torch.randint(0, HEAD["words"], (HEAD["batch"], n)) for n in lengths]
+    weight = torch.randn(HEAD["words"], HEAD["width"]).mul_(HEAD["width"]**-0.5).requires_grad_()
+    reset_peak()
+    before, start, worked = resident_mb(), time.perf_counter(), time.process_time()
+    terms = vocabulary_pass(implementation, states[0], labels[0], states[1], labels[1], weight, pool="target",
+                            weights=term_weights(0.5, 0.1))
+    terms.total.backward()
+    seconds, busy = time.perf_counter() - start, time.process_time() - worked
+    gradients = (weight.numel() + sum(s.numel() for s in states)) * 4 / 2**20
+    return {"seconds": seconds, "processor_seconds": busy, "mb": resident_mb(peak=True) - before - gradients,
+            "total": terms.total.item(), "gradient_norm": weight.grad.norm().item()}
+
+
+def step_of(student: Student, family, optimiser, batch) -> None:
+    "One optimiser step of DSS."
+    predict, explain = family.forward_tasks(student.model, batch, None, False)
+    vocabulary_pass("fused", predict.hidden, predict.labels, explain.hidden, explain.labels,
+                    *family.head(student.model), weights=term_weights(0.5, 0.0)).total.backward()
+    nn.utils.clip_grad_norm_(student.model.parameters(), CLIP)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def prompt_cost(dataset: str, rows: int, batch: int, steps: int) -> dict:
+    "Processor seconds of steps on the same batches, the prompt shared and read twice, in turn."
+    disable_progress_bars()
+    (train,), source = split_rows(dataset)
+    train = train.select(range(min(rows, len(train))))
+    tokenizer = make_tokenizer(train)
+    layout = plain_layout(tokenizer, share=True)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**STUDENT, vocab_size=WORDS, pad_token_id=0, eos_token_id=1)).train()
+    student = Student(model, tokenizer, "random", layout)
+    tokens = tokenize_examples(train, tokenizer, "dss", layout=layout)
+    lengths, plain = example_lengths(tokens), tokens.remove_columns("id").to_list()
+    optimiser, collate = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True), TwoTaskCollator(0)
+    families = {"shared": student.family, "apart": replace(CAUSAL)}
+    order, spent = iter(LengthGroupedBatches(lengths, batch)), {name: [] for name in families}
+    for step in range(-1, steps):
+        made = collate([plain[row] for row in next(order)])
+        for name, family in families.items():
+            worked = time.process_time()
+            step_of(student, family, optimiser, made)
+            if step >= 0:
+                spent[name].append(time.process_time() - worked)
+    ratios = [apart / shared for apart, shared in zip(spent["apart"], spent["shared"], strict=True)]
+    return {"data": source, "batch": batch, "steps": steps, "parameters": student.parameters,
+            "mean_tokens": np.round(lengths.mean(0), 1).tolist(), "ratio": statistics.median(ratios),
+            "ratio_low": min(ratios), "ratio_high": max(ratios),
+            **{f"{name}_seconds": statistics.median(each) for name, each in spent.items()}}
+
+
+def in_fresh_process(*arguments: str) -> dict:
+    "What this module prints when called with these arguments in a process of its own."
+    done = subprocess.run([sys.executable, "-m", "benchmarks.causal", *arguments], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(f"benchmarks.causal {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def head_table(found: dict[str, dict]) -> list[str]:
+    "Markdown lines, one for each side."
+    lines = ["One vocabulary pass with the paper's term and its gradients: "
+             f"{HEAD['words']:,} words, d {HEAD['width']}, batch {HEAD['batch']}, labels of "
+             f"{HEAD['label']} and rationales of {HEAD['rationale']} tokens, float32; "
+             "memory above inputs and gradients.", "",
+             "| side | peak MB | processor s | s | total | norm of the head's gradient |", "|---|---|---|---|---|---|"]
+    return lines + [f"| {name} | {side['mb']:.0f} | {side['processor_seconds']:.1f} | {side['seconds']:.1f} "
+                    f"| {side['total']:.6f} | {side['gradient_norm']:.6f} |" for name, side in found.items()]
+
+
+def prompt_table(found: dict) -> list[str]:
+    "Markdown lines of the shared prompt."
+    inputs, labels, _, rationales = found["mean_tokens"]
+    return [f"A step of DSS, {found['parameters'] / 1e6:.1f}M parameters, Llama-shaped, {found['data']}, batch "
+            f"{found['batch']}, mean tokens: input {inputs}, label {labels}, rationale {rationales}; median of "
+            f"{found['steps']} steps of each side on the same batches in turn.", "",
+            "| prompt | processor s a step |", "|---|---|", f"| read for each task | {found['apart_seconds']:.2f} |",
+            f"| shared | {found['shared_seconds']:.2f} |", "",
+            f"Ratio {found['ratio']:.2f} ({found['ratio_low']:.2f}–{found['ratio_high']:.2f})."]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--head", action="store_true", help="the vocabulary pass alone")
+    parser.add_argument("--prompt", action="store_true", help="the shared prompt alone")
+    parser.add_argument("--rows", type=int, default=2_000, help="training rows for the shared prompt")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
+    parser.add_argument("--pass", dest="one_pass", choices=("plain", "fused"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one_pass:
+        print(json.dumps(head_cost(options.one_pass)))
+        return
+    report: dict = {"machine": describe(), "command": " ".join(["python -m benchmarks.causal", *sys.argv[1:]])}
+    lines = [f"Measured with `{report['command']}` on: "
+             + ", ".join(f"{key} {value}" for key, value in report["machine"].items()) + "."]
+    if not options.prompt:
+        report["head"] = {name: in_fresh_process("--pass", name) for name in ("plain", "fused")}
+        lines += ["", *head_table(report["head"])]
+    if not options.head:
+        report["prompt"] = prompt_cost("cqa", options.rows, options.batch, options.steps)
+        lines += ["", *prompt_table(report["prompt"])]
+    if not options.head and not options.prompt:
+        write_json(RESULTS / "causal.json", report)
+        write_text(RESULTS / "causal.md", "\n".join(lines) + "\n")
+    print("\n".join(lines), to_json(report, None), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
