@@ -49,7 +49,7 @@ def test_every_import_is_a_declared_dependency_and_the_other_way_round():
     shown = names(EXTRAS["dashboards"]) | {"traitlets", "ipython"}  # which ipywidgets needs
     everywhere = set().union(*map(imported, MODULES))
     for path in MODULES:
-        allowed = hard | shown | names(EXTRAS["embeddings"]) | names(EXTRAS["llm"])
+        allowed = hard | shown.union(*(names(EXTRAS[extra]) for extra in USED))
         lacking = imported(path) - allowed
         assert not lacking, f"{path.name} imports {sorted(lacking)}, which nothing declares"
     declared = hard.union(*(names(EXTRAS[e]) for e in USED))

@@ -26,7 +26,7 @@ LATE = {
         "evaluation.metrics",
         "llm.agreement", "llm.commands", "llm.endpoint", "runs.comparison", "runs.evaluating", "runs.experiments",
         "runs.judging", "runs.results", "runs.run_folder", "runs.second_opinions", "runs.sharing",
-        "runs.sweep", "runs.workspace",
+        "runs.execution", "runs.planning", "runs.progress", "runs.sweep_command", "runs.sweep_file", "runs.workspace",
         "training.run_config")},
     ("dashboards.asking", "evaluation.answers"): TORCH, ("dashboards.asking", "students.features"): TORCH,
     ("dashboards.asking", "students.tasks"): TORCH, ("dashboards.asking", "training.run_lengths"): TORCH,

@@ -9,6 +9,7 @@ __all__ = ['OF_TERM', 'smooth', 'over_steps', 'estimates_of', 'loss_curves', 'ac
 # %% ../../nbs/dashboards/01_curves.ipynb #806b3a98
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def estimates_of(
 def _contributions(history: pd.DataFrame, weights: Mapping[str, float]) -> pd.DataFrame:
     "The history with every term of the loss times its weight."
     terms = {f"loss/{name}": weight for name, weight in weights.items() if f"loss/{name}" in history}
-    return history.assign(**{column: pd.to_numeric(history[column], errors="coerce") * weight
+    return history.assign(**{column: pd.Series(pd.to_numeric(history[column], errors="coerce")) * weight
                              for column, weight in terms.items()})
 
 def _term_name(column: str, weights: Mapping[str, float]) -> str:
@@ -149,7 +150,7 @@ def _held_out(history: pd.DataFrame) -> list[go.Scatter]:
     steps, values = over_steps(history, "valid/mi")
     if not len(steps):
         return []
-    table = history.loc[history["step"].isin(steps)].groupby("step").last()
+    table = history.loc[history["step"].isin(steps.tolist())].groupby("step").last()
     traces = []
     if {"valid/mi_low", "valid/mi_high"} <= set(table):
         ends = table[["valid/mi_low", "valid/mi_high"]].apply(pd.to_numeric, errors="coerce").dropna()
@@ -166,7 +167,8 @@ def _held_out(history: pd.DataFrame) -> list[go.Scatter]:
 # %% ../../nbs/dashboards/01_curves.ipynb #c68cec40
 def _tell_ceiling(figure: go.Figure, name: str, ceiling: float) -> None:
     "Draw a ceiling that is near, and say one that is far above."
-    values = [y for trace in figure.data for y in (trace.y if trace.y is not None else ()) if y is not None]
+    drawn = [cast(Any, trace).y for trace in figure.data]
+    values = [y for line in drawn if line is not None for y in line if y is not None]
     text = f"ceiling of {name}: {ceiling:.2f} nats"
     if ceiling <= 1.5 * max(values, default=ceiling):
         reference_line(figure, ceiling, text)

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import plotly.graph_objects as go
 
@@ -157,10 +157,10 @@ def for_paper(
     font = dict(size=size, family=_PAPER_FONT)
     for note in made.layout.annotations:
         note.font.size = size
-    axis = dict(tickfont=font, title_font=font, title_standoff=4)
-    usual, width = figure.layout.height or template().layout.height, inches * _PIXELS
+    axis: dict[str, Any] = dict(tickfont=font, title_font=font, title_standoff=4)
+    usual, width = figure.layout.height or cast(Any, template()).layout.height, inches * _PIXELS
     made.update_layout(title_text="", font=font, legend_font=font, width=width, margin=dict(l=8, r=8, t=28, b=8),
-                       height=min(0.75 * width, usual) if len(made.data) < 40 else usual, autosize=False)
+                       height=min(0.75 * width, usual) if len(cast(Any, made).data) < 40 else usual, autosize=False)
     made.update_traces(textfont=font, selector=lambda trace: trace.type == "scatter")
     return made.update_xaxes(**axis).update_yaxes(**axis)
 

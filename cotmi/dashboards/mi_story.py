@@ -6,6 +6,8 @@
 __all__ = ['story_curves', 'term_curves']
 
 # %% ../../nbs/dashboards/01a_mi_story.ipynb #5912c555
+from typing import Any, cast
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -53,7 +55,7 @@ def story_curves(
     below = _with_ghost(accuracy_curve(history, best_step), ghost)
     if not above.data:
         return empty_figure(title, above.layout.annotations[0].text.replace("<br>", " "), 300)
-    return _stacked([above, below], title, 560) if len(below.data) else above.update_layout(title_text=title)
+    return _stacked([above, below], title, 560) if len(cast(Any, below).data) else above.update_layout(title_text=title)
 
 # %% ../../nbs/dashboards/01a_mi_story.ipynb #0f0fdb31
 _OVERLAP = (("mi/overlap", "all words", "blue"), ("mi/overlap_without_end", "without end of sequence", "orange"))

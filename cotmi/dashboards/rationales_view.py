@@ -76,7 +76,7 @@ class RationalesView(View):
         reason = "No selected example passes these filters." if len(examples) else \
             "There is no predictions.parquet in this run: the test split has not been evaluated yet."
         self.passing = filter_examples(examples, *self.filters.values, texts=self._texts)
-        shown = self.passing[among(self.passing, self.dash.selection)]
+        shown = self.passing.loc[among(self.passing, self.dash.selection)]
         self.table.show(shown, len(examples), reason)
 
     def selected(self, selection: Selection | None) -> None: self.filter()

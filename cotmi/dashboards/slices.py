@@ -32,7 +32,7 @@ def among(
     "Which examples are selected."
     if selection is None:
         return np.ones(len(examples), dtype=bool)
-    return examples["id"].astype(str).isin(selection.ids).to_numpy()
+    return examples["id"].astype(str).isin(list(selection.ids)).to_numpy()
 
 # %% ../../nbs/dashboards/12a_slices.ipynb #e527d666
 def _figures(part: pd.DataFrame) -> list[str]:

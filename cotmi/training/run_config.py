@@ -45,6 +45,7 @@ from cotmi.training.checks import (
 )
 from .selection import SELECTIONS
 
+# %% ../../nbs/training/04_run_config.ipynb #7a1c0f4e
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
     from cotmi.data.examples import LoadedData
     from cotmi.data.loading import DataIdentity
