@@ -45,11 +45,11 @@ from cotmi.training.checks import (
 )
 from .selection import SELECTIONS
 
+# %% ../../nbs/training/04_run_config.ipynb #04a49f83
 if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
     from cotmi.data.examples import LoadedData
     from cotmi.data.loading import DataIdentity
 
-# %% ../../nbs/training/04_run_config.ipynb #04a49f83
 def _methods() -> Iterable[str]:
     "The names of the methods."
     return METHODS
