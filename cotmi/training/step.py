@@ -79,7 +79,7 @@ def _term_figures(module: "CotModule", terms: VocabularyTerms, explain: TaskPass
     if terms.z is None or terms.v is None:
         return {}
     padded = module.term is not None and module.term.padded
-    positions = torch.tensor(explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
+    positions = torch.full((), explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
     return term_figures(terms.z.float(), terms.v.float(), positions, module.asked.tokenizer.eos_token_id)
 
 def _gradient_figures(module: "CotModule", predict: TaskPass, explain: TaskPass,
