@@ -35,13 +35,14 @@ def job_of(slurm: dict[str, str], folder: Path, place: Path) -> str:
 
 
 def cut_off_one(slurm: dict[str, str], sign: str, place: Path, runs: list, cut_off: list[Path]) -> bool:
-    "Send a signal to the job of a run under way; whether SLURM took it: a job that has just begun is not ready yet."
+    "Send a signal to the job of a run under way; False where there is none."
     for run in runs:
         if run.folder not in cut_off and small.begun(run):
             number = job_of(slurm, run.folder, place)
-            if subprocess.run(["scancel", f"--signal={sign}", number], env=slurm, capture_output=True).returncode == 0:
-                cut_off.append(run.folder)
-                return True
+            # its exit code is of no use: the job may be back in the queue before scancel has its answer
+            subprocess.run(["scancel", f"--signal={sign}", number], env=slurm, capture_output=True)
+            cut_off.append(run.folder)
+            return True
     return False
 
 

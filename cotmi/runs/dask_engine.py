@@ -9,6 +9,7 @@ __all__ = ['carry_out_on_worker', 'dask_resources', 'is_cluster', 'run_dask']
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..core import ConfigError, RunError, require
 from .local_engine import EngineOptions
@@ -24,6 +25,7 @@ def carry_out_on_worker(
     side_by_side = get_worker().state.nthreads # as many runs at a time
     return carry_out(job, max(1, (os.cpu_count() or 1) // side_by_side) if side_by_side > 1 else None)
 
+# %% ../../nbs/runs/09d_dask_engine.ipynb #5d5474a8
 def dask_resources(
     options: Mapping[str, str], # Name to amount, as `-o` gives them
 ) -> dict[str, float]: # What a run takes of its worker while it is under way
@@ -40,6 +42,7 @@ def is_cluster(
     "Whether a text is the address of a Dask scheduler or the file that one has written."
     return "://" in on or on.endswith(".json")
 
+# %% ../../nbs/runs/09d_dask_engine.ipynb #1bf4ca87
 def run_dask(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # With the scheduler, and the resources of a run
@@ -52,7 +55,7 @@ def run_dask(
     if "://" not in options.on and not Path(options.on).is_file():
         raise RunError(f"There is no scheduler file {options.on}. Start one with `dask scheduler --scheduler-file "
                        f"{options.on}`.")
-    where = {"address": options.on} if "://" in options.on else {"scheduler_file": options.on}
+    where: dict[str, Any] = {"address": options.on} if "://" in options.on else {"scheduler_file": options.on}
     try:
         client = Client(**where, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as fault: # nobody answers, or an address that is none

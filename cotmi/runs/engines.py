@@ -44,6 +44,7 @@ def engine_for(
                           f"(tcp://host:8786) or the file that it wrote.{nearest(on, ENGINES)}")
     return ENGINES[on]
 
+# %% ../../nbs/runs/09e_engines.ipynb #779dd282
 def run_sweep(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # Where, and how many at a time

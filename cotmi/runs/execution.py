@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_trained', 'execute_file', 'execute']
 
-# %% ../../nbs/runs/04_execution.ipynb #eaa6a2bf
+# %% ../../nbs/runs/04_execution.ipynb #fbc31595
 import sys
 import tempfile
 from collections.abc import Iterable

@@ -27,6 +27,7 @@ class EngineOptions:
     workers: int | None = None # Runs at a time; what the engine finds right if None
     options: Mapping[str, str] = field(default_factory=dict) # What is handed on to a cluster
 
+# %% ../../nbs/runs/09b_local_engine.ipynb #a301af5b
 def visible_gpus(
     environ: Mapping[str, str] | None = None, # The environment; that of the process if None
 ) -> list[str]: # Numbers or names, as CUDA_VISIBLE_DEVICES takes them
@@ -47,6 +48,7 @@ def _shares(workers: int, gpus: Sequence[str]) -> SimpleQueue:
         shares.put(gpus[place % len(gpus)] if gpus else None)
     return shares
 
+# %% ../../nbs/runs/09b_local_engine.ipynb #a0ab441d
 def run_local(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # How many at a time

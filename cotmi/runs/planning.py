@@ -31,6 +31,7 @@ class Speed:
     runs: int # How many runs say so; 0 for a speed that was given
     like: str # In what they are like the planned ones
 
+# %% ../../nbs/runs/09h_planning.ipynb #1ea545bc
 Key = tuple[str, ...]
 
 def _keys(config: Mapping[str, Any]) -> list[tuple[str, Key]]:
@@ -51,17 +52,20 @@ def _besides(run: Run) -> float:
         return np.nan
     return max(0.0, seconds) if not record.get("earlier") else np.nan
 
+# %% ../../nbs/runs/09h_planning.ipynb #f5103ac6
 def _memory(run: Run) -> float:
     "The peak of memory that a run has noted, MB."
     peaks = run.environment.get("peak_memory_mb")
     known = [number_of(x) for x in peaks.values()] if isinstance(peaks, dict) else []
     return max((x for x in known if not np.isnan(x)), default=np.nan)
 
+# %% ../../nbs/runs/09h_planning.ipynb #1124355a
 def _median(values: Iterable[float]) -> float:
     "The median of what is known."
     known = [x for x in values if not np.isnan(x)]
     return median(known) if known else np.nan
 
+# %% ../../nbs/runs/09h_planning.ipynb #b957c918
 def known_speeds(
     runs: Iterable[Run], # Runs of any state
 ) -> dict[Key, Speed]: # By what they are like
@@ -74,7 +78,9 @@ def known_speeds(
         figures = speed, _besides(run), _memory(run)
         for like, key in _keys(run.config):
             told.setdefault(key, (like, []))[1].append(figures)
-    return {key: Speed(*(_median(column) for column in zip(*rows, strict=True)), len(rows), like)
+    def middle(rows: Sequence[tuple[float, float, float]], place: int) -> float:
+        return _median(row[place] for row in rows)
+    return {key: Speed(middle(rows, 0), middle(rows, 1), middle(rows, 2), len(rows), like)
             for key, (like, rows) in told.items()}
 
 # %% ../../nbs/runs/09h_planning.ipynb #a4e0355e
@@ -86,10 +92,12 @@ def _speed_for(run: PlannedRun, speeds: Mapping[Key, Speed], given: float | None
         return Speed(given, known.besides if known else np.nan, known.memory_mb if known else np.nan, 0, "as given")
     return near[0] if near else None
 
+# %% ../../nbs/runs/09h_planning.ipynb #1452ab4e
 def _limit(hours: float) -> float:
     "Hours that a job of this length should be allowed."
     return math.ceil(hours * 1.5 * 6) / 6
 
+# %% ../../nbs/runs/09h_planning.ipynb #3cee69ee
 def _cost(run: PlannedRun, speed: Speed | None) -> dict[str, Any]:
     "What one run will take."
     config = run.config
@@ -120,6 +128,7 @@ def plan_table(
     each = frame.groupby(kinds, sort=False, dropna=False)
     return each.agg(**sums, hours=("hours", lambda x: x.sum(skipna=False)), **most).reset_index()
 
+# %% ../../nbs/runs/09h_planning.ipynb #13efb739
 def plan_text(
     table: pd.DataFrame, # Of `plan_table`
     complete: int, # Runs that are there already
@@ -131,8 +140,9 @@ def plan_text(
     shown = table.assign(hours=[f"{x:.2f}" if x == x else "?" for x in table.hours],
                          memory=[f"{x:,.0f} MB" if x == x else "?" for x in table.memory_mb],
                          examples=[f"{x:,.0f}" for x in table.examples], **limits)
-    shown = shown[["experiment", "student", "method", "objective", "runs", "examples", "hours", "memory", "limit",
-                   "shortest", "from"]].rename(columns={"limit": "time limit", "shortest": "if requeued"})
+    shown = shown.rename(columns={"limit": "time limit", "shortest": "if requeued"}).loc[:, [
+        "experiment", "student", "method", "objective", "runs", "examples", "hours", "memory", "time limit",
+        "if requeued", "from"]]
     total = f"{table.runs.sum()} runs are due, {complete} are complete"
     if table.hours.isna().any():
         said = (f"{total}. Of some no speed is known: run one of them, or give what `python -m benchmarks.step "

@@ -34,6 +34,7 @@ def _last_rows(path: Path, size: int = 32_768) -> list[dict[str, Any]]:
         return []
     return [row for row in map(json_object, lines) if row is not None and "step" in row]
 
+# %% ../../nbs/runs/09f_progress.ipynb #0397a235
 def _pace(rows: Sequence[Mapping[str, Any]]) -> float:
     "Seconds a step took lately; NaN where the rows do not say."
     known = [(row["step"], row["seconds"]) for row in rows if "seconds" in row]
@@ -67,6 +68,7 @@ def _row(run: PlannedRun) -> dict[str, Any]:
     return {**row, "step": last.get("step", np.nan), "examples/s": last.get("examples_per_second", np.nan),
             "valid": last.get("valid/accuracy", np.nan), "left": left if row["status"] == "running" else np.nan}
 
+# %% ../../nbs/runs/09f_progress.ipynb #94c76a25
 def progress_table(
     runs: Sequence[PlannedRun], # The runs of a sweep
 ) -> pd.DataFrame: # run, group, status, step, of, examples/s, left (seconds), valid, test; NaN for what is not known
@@ -86,6 +88,7 @@ def duration_text(
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
+# %% ../../nbs/runs/09f_progress.ipynb #73b47ef2
 def progress_text(
     table: pd.DataFrame, # Of `progress_table`
 ) -> str: # A heading and a line a run
@@ -123,9 +126,10 @@ def progress_page(
 # %% ../../nbs/runs/09f_progress.ipynb #aff3fb48
 def _running_lines(table: pd.DataFrame) -> str:
     "A line for each run under way, without the heading of the table."
-    under_way = table[table.status == "running"]
+    under_way = pd.DataFrame(table[table.status == "running"])
     return "\n".join(progress_text(under_way).splitlines()[2:]) if len(under_way) else ""
 
+# %% ../../nbs/runs/09f_progress.ipynb #55f91968
 @contextmanager
 def following(
     runs: Sequence[PlannedRun], # The runs of a sweep

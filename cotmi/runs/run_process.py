@@ -36,6 +36,7 @@ class RunJob:
     since: str = "" # When the sweep began, UTC; a forced run that began later is not made again
     budget: str = "" # The file that `write_budget` made; empty for none
 
+# %% ../../nbs/runs/09a_run_process.ipynb #ba49eccf
 def _settings() -> tuple[tuple[str, str], ...]:
     "The variables of the environment that are settings; keys and what is told to one notebook do not travel."
     kept = {name: text for name, text in os.environ.items() if name.startswith("COTMI_")}
@@ -43,6 +44,7 @@ def _settings() -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, text) for name, text in kept.items()
                         if name not in own and not name.endswith("_API_KEY")))
 
+# %% ../../nbs/runs/09a_run_process.ipynb #af2c4a9c
 def as_job(
     run: PlannedRun, # One of a sweep
     out: Path | None = None, # The outputs folder, as it was given
@@ -73,6 +75,7 @@ def end_with(
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/runs/09a_run_process.ipynb #3e6770f5
 _children: set[subprocess.Popen] = set() # the runs that this process has under way
 _START = "from cotmi.runs.run_process import end_with; end_with({parent}); from cotmi.cli import main; main()"
 
@@ -93,6 +96,7 @@ def _environment(job: RunJob, threads: int | None, gpu: str | None) -> dict[str,
     limit = {"OMP_NUM_THREADS": str(threads)} if threads and "OMP_NUM_THREADS" not in os.environ else {}
     return {**os.environ, **dict(job.settings), **limit, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})}
 
+# %% ../../nbs/runs/09a_run_process.ipynb #dd7ec4e9
 def _said(code: int, errors: str) -> str:
     "What a process said last, as far as it is a message."
     if code < 0:
@@ -100,6 +104,7 @@ def _said(code: int, errors: str) -> str:
     lines = [line for line in errors.splitlines() if line.startswith("cotmi: ")]
     return lines[-1].removeprefix("cotmi: ") if lines else f"exit code {code}: {errors.strip()[-500:]}"
 
+# %% ../../nbs/runs/09a_run_process.ipynb #6bd5da6c
 def run_once(
     job: RunJob, # One run
     force: bool = False, # Whether a complete run is to be replaced
@@ -132,6 +137,7 @@ def _hours(folder: Path, now: float) -> float:
     last = max((stamp[0] / 1e9 for stamp in stamps if stamp), default=started)
     return max(0.0, (now if Run(folder).status == "running" else last) - started) / 3600
 
+# %% ../../nbs/runs/09a_run_process.ipynb #b61499c6
 def write_budget(
     path: Path, # Where it belongs
     runs: Sequence[PlannedRun], # The runs of a sweep
@@ -140,6 +146,7 @@ def write_budget(
     "Write what a sweep may cost, for every machine to read."
     return write_json(path, {"max_hours": max_hours, "runs": [str(run.folder.resolve()) for run in runs]})
 
+# %% ../../nbs/runs/09a_run_process.ipynb #0dfe88a7
 def budget_message(
     path: str | Path, # From `write_budget`
 ) -> str: # Empty while something is left
@@ -161,10 +168,12 @@ def is_done(
     folder = Path(job.folder)
     return folder.is_dir() and is_whole(run := Run(folder)) and (not job.force or _began_since(run, job.since))
 
+# %% ../../nbs/runs/09a_run_process.ipynb #8e83fd24
 def _began_since(run: Run, since: str) -> bool:
     "Whether a run was begun after the sweep was."
     return str(run.environment.get("started", "")) >= since
 
+# %% ../../nbs/runs/09a_run_process.ipynb #9d2bbf45
 def _await_others(folder: Path, seconds: float = 1.0) -> None:
     "Wait while another process writes a run."
     while folder.is_dir() and Run(folder).status == "running":
@@ -184,6 +193,7 @@ def _crashed(job: RunJob, code: int, before: tuple[int, int] | None) -> bool:
     begun = file_stamp(folder / RunFile.ENVIRONMENT) != before
     return begun and Run(folder).status == "failed"
 
+# %% ../../nbs/runs/09a_run_process.ipynb #dcebdf1c
 def carry_out(
     job: RunJob, # One run
     threads: int | None = None, # Threads of its process; all cores if None

@@ -38,6 +38,7 @@ def valid_figure(
     row = at_best[-1] if at_best else best_evaluation(rows, chosen)
     return number_of(row[chosen.figure]) if row else np.nan
 
+# %% ../../nbs/runs/09g_search.ipynb #425df2f0
 def best_run(
     runs: Sequence[PlannedRun], # The runs of a search
     select_by: str, # One of `SELECTIONS`
@@ -68,10 +69,12 @@ def open_study(
     study.sampler = optuna.samplers.TPESampler(seed=search.seed + len(study.trials)) # a resumed one asks on, not again
     return study
 
+# %% ../../nbs/runs/09g_search.ipynb #09852f7e
 def _as_choice(value: Any) -> Any:
     "A choice as a study can keep it."
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
+# %% ../../nbs/runs/09g_search.ipynb #deac39d0
 def _distributions(search: Search) -> dict[str, Any]:
     "The ranges of a search as Optuna has them."
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -93,11 +96,13 @@ class Asked:
     number: int # Of the trial
     run: PlannedRun # The run that answers it
 
+# %% ../../nbs/runs/09g_search.ipynb #f8921ca4
 def _planned(file: SweepFile, number: int, params: dict[str, Any], out: Path | None) -> Asked:
     "The run of a point."
     (run,) = plan_points([(file.base[0], {**file.base[1], **params})], out)
     return Asked(number, run)
 
+# %% ../../nbs/runs/09g_search.ipynb #a4c4e3e1
 def _ask(study: "Study", file: SweepFile, search: Search, count: int, out: Path | None) -> list[Asked]:
     "Points without an answer: those of a search that was cut off first, then new ones."
     from optuna.trial import TrialState
@@ -134,6 +139,7 @@ def search_runs(
                            f"{one_line(next(iter(messages.values())), 250)}")
     return study_runs(file, place, out), failed
 
+# %% ../../nbs/runs/09g_search.ipynb #480d8a6b
 def study_runs(
     file: SweepFile, # With a search that asks
     place: Path, # The sweep's folder

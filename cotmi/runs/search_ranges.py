@@ -77,9 +77,11 @@ def _drawn(one: Range, rng: np.random.Generator) -> Any:
     elif one.log:
         value = float(np.exp(rng.uniform(np.log(one.low), np.log(one.high))))
     else:
-        value = int(rng.integers(one.low, one.high + 1)) if one.whole else float(rng.uniform(one.low, one.high))
+        whole = one.whole
+        value = int(rng.integers(int(one.low), int(one.high) + 1)) if whole else float(rng.uniform(one.low, one.high))
     return round(value) if one.whole else min(max(float(f"{value:.4g}"), one.low), one.high)
 
+# %% ../../nbs/runs/08b_search_ranges.ipynb #5ba51a3e
 def draw_points(
     ranges: Mapping[str, Range], # Parameter to its range
     trials: int, # How many
@@ -96,6 +98,7 @@ class SearchMethod:
     name: str # As a sweep file says it
     asks: bool # Whether a point is chosen when the figures of earlier ones are known
 
+# %% ../../nbs/runs/08b_search_ranges.ipynb #c4a8b79d
 SEARCHES = {method.name: method for method in (SearchMethod("random", asks=False), SearchMethod("optuna", asks=True))}
 
 @dataclass(frozen=True)

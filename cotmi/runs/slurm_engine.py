@@ -106,6 +106,7 @@ def _ask(*words: str) -> str:
         raise RunError(f"`{words[0]}` fails: {done.stderr.strip()[-200:]}. See whether SLURM works here.")
     return done.stdout
 
+# %% ../../nbs/runs/09c_slurm_engine.ipynb #395aaf58
 _OVER = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "DEADLINE", "BOOT_FAIL"}
 
 def _queued(name: str) -> dict[str, str]:
@@ -117,6 +118,7 @@ def _queued(name: str) -> dict[str, str]:
         states[number if array.endswith("_N/A") else array] = state # a single job has no place in an array
     return {job: state for job, state in states.items() if state not in _OVER}
 
+# %% ../../nbs/runs/09c_slurm_engine.ipynb #7d0b8014
 def _largest_array() -> int:
     "The most jobs of an array that this cluster takes."
     lines = [line for line in _ask("scontrol", "show", "config").splitlines() if line.startswith("MaxArraySize")]
@@ -139,6 +141,7 @@ def _executor(options: EngineOptions) -> "SlurmExecutor":
                                array_parallelism=options.workers or 256, **own)
     return executor
 
+# %% ../../nbs/runs/09c_slurm_engine.ipynb #9fc3ea91
 def submit(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # With what is handed on to sbatch
@@ -168,18 +171,21 @@ def _log(number: str, place: Path) -> Path:
     "What a job has written to stderr."
     return place / "jobs" / f"{number}_0_log.err"
 
+# %% ../../nbs/runs/09c_slurm_engine.ipynb #0c336fdd
 def _told(number: str, place: Path) -> str:
     "What a job that is over says went wrong; empty where it was ended before it could say so."
     log = _log(number, place)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line.removeprefix("cotmi: ") for line in reversed(lines) if line.startswith("cotmi: ")), "")
 
+# %% ../../nbs/runs/09c_slurm_engine.ipynb #cf861467
 def _ended_with(number: str, job: RunJob, place: Path) -> str:
     "What went wrong in a job that is over, by its log and the run's folder."
     state = Run(job.folder).status if Path(job.folder).is_dir() else "not begun"
     return _told(number, place) or (f"Its job {number} is over and the run is {state}; see {_log(number, place)}. The "
                                     "same command goes on with it.")
 
+# %% ../../nbs/runs/09c_slurm_engine.ipynb #e22e0973
 def run_slurm(
     jobs: Sequence[RunJob], # The runs that are due
     options: EngineOptions, # With what is handed on to sbatch

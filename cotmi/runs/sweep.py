@@ -34,6 +34,7 @@ class PlannedRun:
         "Whether the run is there and whole."
         return self.folder.is_dir() and is_whole(Run(self.folder))
 
+# %% ../../nbs/runs/09_sweep.ipynb #b21b3bc6
 def _as_text(value: Any) -> str:
     "A value of a sweep file as `-p` takes it."
     return json.dumps(value) if isinstance(value, (dict, list)) else "none" if value is None else str(value)
@@ -63,6 +64,7 @@ def _group_of(run: PlannedRun, groups: Mapping[str, Mapping[str, Any]]) -> str:
                           "differ.")
     return mine[0] if mine else ""
 
+# %% ../../nbs/runs/09_sweep.ipynb #4dbfeb8f
 def in_groups(
     runs: Sequence[PlannedRun], # Runs of a sweep
     groups: Mapping[str, Mapping[str, Any]], # Name to the values that its runs have
@@ -93,6 +95,7 @@ def plan_points(
         runs.setdefault(run.folder, run)
     return list(runs.values())
 
+# %% ../../nbs/runs/09_sweep.ipynb #756c2b98
 def plan_sweep(
     file: SweepFile, # From `read_sweep`
     out: Path | None = None, # The outputs folder; that of the parameters or the settings if None
@@ -104,6 +107,7 @@ def plan_sweep(
         plan_points([(file.base[0], {**file.base[1], **probe})], out)
     return in_groups(runs, file.groups)
 
+# %% ../../nbs/runs/09_sweep.ipynb #a1c794b7
 def sweep_folder(
     file: str | Path, # The sweep file
     out: Path | None = None, # The outputs folder; that of the settings if None

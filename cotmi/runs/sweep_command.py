@@ -45,6 +45,7 @@ class SweepRequest:
         "The sweep's own folder."
         return sweep_folder(self.file, self.out)
 
+# %% ../../nbs/runs/09i_sweep_command.ipynb #e2dfce69
 def known_runs(
     file: SweepFile, # From `read_sweep`
     out: Path | None = None, # The outputs folder, as it was given
@@ -62,6 +63,7 @@ def _jobs(request: SweepRequest, file: SweepFile, runs: Sequence[PlannedRun], du
     budget = write_budget(request.place / "budget.json", runs, file.max_hours) if file.max_hours and due else None
     return [as_job(run, request.out, request.force, budget) for run in due]
 
+# %% ../../nbs/runs/09i_sweep_command.ipynb #993a8bab
 def _make(request: SweepRequest, file: SweepFile, runs: Sequence[PlannedRun], due: Sequence[PlannedRun]
           ) -> dict[Path, str]:
     "Make the runs that are due."
@@ -69,6 +71,7 @@ def _make(request: SweepRequest, file: SweepFile, runs: Sequence[PlannedRun], du
     with following(runs, request.file.name, request.html, request.every):
         return run_sweep(_jobs(request, file, runs, due), options)
 
+# %% ../../nbs/runs/09i_sweep_command.ipynb #cb6ecd0e
 def _hand_over(request: SweepRequest, file: SweepFile, runs: Sequence[PlannedRun], due: Sequence[PlannedRun]):
     "Put the runs that are due into a queue that outlives this process."
     engine = engine_for(request.on)
@@ -91,6 +94,7 @@ def check_sweep(
     runs = known_runs(file, request.out)
     return file, runs, [run for run in runs if request.force or not run.complete]
 
+# %% ../../nbs/runs/09i_sweep_command.ipynb #e1dccf0f
 def make_sweep(
     request: SweepRequest, # How it is to be made
     file: SweepFile, # From `check_sweep`
@@ -122,6 +126,7 @@ def sweep_table(
         table.insert(0, "group", [run.group for run in begun])
     return table
 
+# %% ../../nbs/runs/09i_sweep_command.ipynb #ec31597e
 def best_text(
     file: SweepFile, # With a search
     runs: Sequence[PlannedRun], # Its runs
@@ -137,6 +142,7 @@ def best_text(
     ranges = ", ".join(f"{name} {text}" for name, text in run.given if name in file.search.ranges)
     return f"Best by {figure}, {value:.4g}: {ranges}\n    {run.folder}"
 
+# %% ../../nbs/runs/09i_sweep_command.ipynb #a65663c6
 def write_page(
     request: SweepRequest, # With the place of a page, if any
     runs: Sequence[PlannedRun], # Its runs

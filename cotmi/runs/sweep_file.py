@@ -37,6 +37,7 @@ def _said(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: max_hours is {said['max_hours']}; expected hours above 0. Change it.")
     return said
 
+# %% ../../nbs/runs/08c_sweep_file.ipynb #ad964f84
 def _check_mappings(path: str | Path, said: Mapping[str, Any]):
     "Refuse a run, an include or an exclude that is no mapping."
     for key in ("include", "exclude", "runs"):
@@ -50,6 +51,7 @@ def _agrees(point: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     "Whether a point has all values that are wanted."
     return all(name in point and point[name] == value for name, value in wanted.items())
 
+# %% ../../nbs/runs/08c_sweep_file.ipynb #a56ce33c
 def _joined(points: list[dict[str, Any]], entries: Sequence[Mapping[str, Any]], names: Sequence[str]
             ) -> list[dict[str, Any]]:
     "The points of a grid over `names`, with what `include` adds to them and beside them."
@@ -63,6 +65,7 @@ def _joined(points: list[dict[str, Any]], entries: Sequence[Mapping[str, Any]], 
             beside.append(dict(entry))
     return points + beside
 
+# %% ../../nbs/runs/08c_sweep_file.ipynb #495e45ed
 def _without(points: list[dict[str, Any]], entries: Sequence[Mapping[str, Any]], path: str | Path
              ) -> list[dict[str, Any]]:
     "The points that no entry of `exclude` agrees with."
@@ -86,6 +89,7 @@ def _check_size(said: Mapping[str, Any], search: Search | None, path: str | Path
         raise ConfigError(f"{path} stands for {runs:,} runs; expected at most {max_runs:,}. Make its grid smaller, or "
                           "allow more with --max-runs.")
 
+# %% ../../nbs/runs/08c_sweep_file.ipynb #c4e57589
 def _points(said: Mapping[str, Any], search: Search | None, path: str | Path) -> list[dict[str, Any]]:
     "The parameters of each run: the points of grid and search, then each listed run, over the shared ones."
     grid, listed = said.get("grid", {}), said.get("runs", [])
@@ -110,6 +114,7 @@ class SweepFile:
     search: Search | None = None # What is looked for
     base: tuple[str, dict[str, Any]] = ("", {}) # Experiment and parameters that an asking search adds its own to
 
+# %% ../../nbs/runs/08c_sweep_file.ipynb #dccbe43b
 def _placed(point: Mapping[str, Any], said: Mapping[str, Any], path: str | Path) -> tuple[str, dict[str, Any]]:
     "The experiment and the parameters of a point."
     name = point.get("experiment", said.get("experiment"))
@@ -118,6 +123,7 @@ def _placed(point: Mapping[str, Any], said: Mapping[str, Any], path: str | Path)
                           f"{path}: an experiment is {brief(name)}; expected a name such as demo.")
     return name, {key: value for key, value in point.items() if key != "experiment"}
 
+# %% ../../nbs/runs/08c_sweep_file.ipynb #1d8707a5
 def _check_groups(groups: Mapping[str, Any], path: str | Path):
     "Refuse a group that is no mapping."
     for name, wanted in groups.items():

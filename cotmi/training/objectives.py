@@ -33,8 +33,8 @@ class Objective:
     @property
     def padded(self) -> bool: return self.pool == "all" # whether it looks at padded positions too
     @property
-    def logs(self) -> tuple[str, ...]:
-        "What the log has of its figures."
+    def logs(self) -> tuple[str, ...]: # `loss/mi` and what stands beside it
+        "What the lines of a training have of the objective."
         beside = (f"mi/{self.name}",) if self.bound else (*TERM_FIGURES, GRADIENT_SHARE) if self.pool else ()
         return "loss/mi", *beside
 

@@ -57,7 +57,7 @@ def gradient_share(
         with torch.enable_grad():
             states = [hidden[:GRADIENT_EXAMPLES].detach().requires_grad_() for hidden, _ in (predict, explain)]
             labels = [ids[:GRADIENT_EXAMPLES] for _, ids in (predict, explain)]
-            weight, bias = (None if x is None else x.detach() for x in head)
+            weight, bias = head[0].detach(), None if head[1] is None else head[1].detach()
             only = {name: weights[name] if name in names else 0.0 for name in ("predict", "explain", "mi")}
             total = plain_vocabulary_pass(states[0], labels[0], states[1], labels[1], weight, bias, pool=pool,
                                           mi_gradient=mi_gradient, weights=only).total

@@ -46,10 +46,6 @@ from cotmi.training.checks import (
 from .selection import SELECTIONS
 
 # %% ../../nbs/training/04_run_config.ipynb #04a49f83
-if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
-    from cotmi.data.examples import LoadedData
-    from cotmi.data.loading import DataIdentity
-
 def _methods() -> Iterable[str]:
     "The names of the methods."
     return METHODS
@@ -96,6 +92,10 @@ def _features_of(objective: str) -> Iterable[str]:
     return OBJECTIVES[objective].features if objective in OBJECTIVES else FEATURES
 
 # %% ../../nbs/training/04_run_config.ipynb #bc4c6c6c
+if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
+    from cotmi.data.examples import LoadedData
+    from cotmi.data.loading import DataIdentity
+
 def _set(default: Any, help: str, names: Callable[[], Iterable[str]] | None = None, own: bool = False,
          several: bool = False) -> Any:
     "A field with its help text and, for a choice whose names stand elsewhere, what tells them, and if one or more."

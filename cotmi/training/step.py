@@ -8,7 +8,7 @@ __all__ = ['run_objective', 'step_losses', 'CotModule', 'step_items', 'TermSums'
 # %% ../../nbs/training/05a_step.ipynb #66484115
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ def _term_figures(module: "CotModule", terms: VocabularyTerms, explain: TaskPass
         return {}
     padded = module.term is not None and module.term.padded
     positions = torch.full((), explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
-    return term_figures(terms.z.float(), terms.v.float(), positions, module.asked.tokenizer.eos_token_id)
+    end = cast(int | None, module.asked.tokenizer.eos_token_id)
+    return term_figures(terms.z.float(), terms.v.float(), positions, end)
 
 def _gradient_figures(module: "CotModule", predict: TaskPass, explain: TaskPass,
                       config: RunConfig) -> dict[str, Tensor]:
@@ -233,7 +234,7 @@ class TermSums:
         "Go on from what a checkpoint kept."
         self.sums = {name: torch.tensor(value, device=device) for name, value in kept["sums"].items()}
         steps = kept["steps"] # one number in earlier versions
-        self.steps = dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(self.sums, steps)
+        self.steps = dict(steps) if isinstance(steps, Mapping) else {name: steps for name in self.sums}
 
 # %% ../../nbs/training/05a_step.ipynb #1b9b39f9
 def add_companions(

@@ -109,7 +109,8 @@ def _loader(tokenized: Dataset, collate: Callable[[list], Any], config: RunConfi
     "Collated batches in the order of training, whole in every process."
     loader = DataLoader(cast(Any, tokenized), batch_sampler=batch_sampler(tokenized, config), collate_fn=collate,
                         pin_memory=torch.cuda.is_available())
-    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True,
+                               non_blocking=torch.cuda.is_available())
 
 # %% ../../nbs/training/06_trainer.ipynb #172c6cb7
 @dataclass(frozen=True)
@@ -515,12 +516,15 @@ def _finish(trainer: CotTrainer, student: Student, rows: Sequence[Mapping[str, A
     return result
 
 # %% ../../nbs/training/06_trainer.ipynb #f7b46d79
-def _fresh_student(config: RunConfig, data: LoadedData) -> Student:
+def _fresh_student(config: RunConfig, data: LoadedData, shown: bool) -> Student:
     "The student that a training begins with, the same in every process."
     if (term := run_objective(config)) is not None and term.bound is not None:
         get_critic(config.critic) # like an objective, refused before anything is loaded
     seed_everything(config.seed)
-    return run_student(config, training_texts(data), prompt_options(config))
+    student = run_student(config, training_texts(data), prompt_options(config))
+    if shown and student.adapter is not None:
+        print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
+    return student
 
 def _own_tracking(config: RunConfig, folder: Path, checkpoint: Path | None) -> AbstractContextManager[list]:
     "The trackers of the first process; the others have none."
@@ -600,9 +604,7 @@ def train(
         done, checkpoint = as_the_first_finds(lambda: _found_start(folder), asked)
         if done:
             return _read_result(folder)
-        student = _fresh_student(run, data)
-        if progress and student.adapter is not None:
-            print(f"{config.adapter or 'adapter'}: {trained_share_text(student.model)}")
+        student = _fresh_student(run, data, progress and arguments.process_index == 0)
         with arguments.main_process_first(local=False): # it writes what the others read
             texts = prepare_texts(run, data, student, folder)
         history = History(folder / RunFile.HISTORY, config.batch_size * config.gradient_accumulation_steps,
