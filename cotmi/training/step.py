@@ -80,7 +80,7 @@ def _term_figures(module: "CotModule", terms: VocabularyTerms, explain: TaskPass
         return {}
     padded = module.term is not None and module.term.padded
     positions = torch.full((), explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
-    end = cast(int | None, module.asked.tokenizer.eos_token_id)
+    end = getattr(module.asked.tokenizer, "eos_token_id", None) # a student may have been made without words
     return term_figures(terms.z.float(), terms.v.float(), positions, end)
 
 def _gradient_figures(module: "CotModule", predict: TaskPass, explain: TaskPass,
