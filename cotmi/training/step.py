@@ -8,7 +8,7 @@ __all__ = ['run_objective', 'step_losses', 'CotModule', 'step_items', 'TermSums'
 # %% ../../nbs/training/05a_step.ipynb #66484115
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
