@@ -12,7 +12,7 @@ from cotmi.students.loading import set_attention
 from cotmi.training import fused_linear_loss
 from cotmi.training.run_config import RunConfig, check_field, check_ready
 from cotmi.training.run_student import recompute_activations
-from cotmi.training.step import clip_apart, step_losses
+from cotmi.training.step import clip_apart
 from cotmi.training.trainer import train
 
 ALLOWED = "masking_utils.py" # transformers looks once a forward pass whether anything is padded
@@ -40,9 +40,8 @@ def trained_module(family, method, values):
 @pytest.mark.parametrize(("method", "values"), METHODS, ids=NAMES)
 def test_no_step_reads_a_value_of_the_device(as_on_a_gpu, family, method, values):
     made, given = trained_module(family, method, values), batch(method)
-    config = RunConfig(dataset="demo", method=method, **values)
     with waits() as noted:
-        total, _ = step_losses(made, *made(**given), config)
+        total, _ = made(**given)
         total.backward()
         clip_apart(made, 1.0, torch.nn.utils.clip_grad_norm_)
     assert [line for line in noted if ALLOWED not in line] == []
@@ -65,11 +64,10 @@ def test_a_wait_would_be_noted():
 def test_no_tensor_is_made_without_its_device(as_on_a_gpu, family, method, values):
     "A tensor made without one would be on `meta` here, and could not be computed with."
     made, given = trained_module(family, method, values), batch(method)
-    config = RunConfig(dataset="demo", method=method, **values)
-    expected, _ = step_losses(made, *made(**given), config)
+    expected, _ = made(**given)
     made = trained_module(family, method, values)
     with torch.device("meta"):
-        total, parts = step_losses(made, *made(**given), config)
+        total, parts = made(**given)
         total.backward()
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     assert all(value.device.type == "cpu" for value in parts.values())

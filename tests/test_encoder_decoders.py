@@ -16,7 +16,7 @@ from cotmi.students.generation import generate_ids, target_log_likelihoods
 from cotmi.students.loading import load_student
 from cotmi.students.student import Student
 from cotmi.training.run_config import RunConfig
-from cotmi.training.step import CotModule, step_losses
+from cotmi.training.step import CotModule
 
 TEXTS = ["Ann has 3 pens and finds 4 more.", "Where does a fish live? river bank, mall", "3 + 4 = 7.", "answer: 7"] * 3
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -101,7 +101,7 @@ def test_every_method_takes_two_steps(name):
         optimiser = torch.optim.SGD(module.parameters(), lr=1e-3)
         before = [value.clone() for value in student.model.parameters()]
         for _ in range(2):
-            loss, _ = step_losses(module, *module(**batch), config)
+            loss, _ = module(**batch)
             loss.backward()
             assert loss.isfinite()
             optimiser.step()
@@ -134,8 +134,8 @@ def test_answers_and_scores_hold_alone_and_when_read_back(name):
 def test_two_widths_have_vocabulary_features_alone():
     model = put_together(24, 16).eval()
     check_logits(model, "two widths")
-    module = CotModule(Student(model, TOKENIZER, "two widths"), config := RunConfig(method="mi")).train()
-    assert step_losses(module, *module(**TwoTaskCollator(0)(rows())), config)[0].isfinite()
+    module = CotModule(Student(model, TOKENIZER, "two widths"), RunConfig(method="mi")).train()
+    assert module(**TwoTaskCollator(0)(rows()))[0].isfinite()
     with pytest.raises(StudentError, match="encoder of this EncoderDecoderModel is 24 wide and its decoder 16"):
         hidden_size(model)
 

@@ -36,7 +36,7 @@ def term_figures(
     words, total = z.shape[1], z.sum(1)
     others = torch.arange(words, device=z.device) != (-1 if end is None else end)
     ceiling = total * torch.log(words + (math.e - 1) * positions)
-    figures = (_overlap(z, v), _overlap(z[:, others], v[:, others]), (total * (math.log(words) - 1)).mean(),
+    figures = (_overlap(z, v), _overlap(z * others, v * others), (total * (math.log(words) - 1)).mean(),
                ceiling.mean())
     return dict(zip(TERM_FIGURES, figures, strict=True))
 

@@ -97,6 +97,10 @@ def _features_of(objective: str) -> Iterable[str]:
     return OBJECTIVES[objective].features if objective in OBJECTIVES else FEATURES
 
 # %% ../../nbs/training/04_run_config.ipynb #bc4c6c6c
+if TYPE_CHECKING: # importing it takes seconds, and most readers of a configuration load no data
+    from cotmi.data.examples import LoadedData
+    from cotmi.data.loading import DataIdentity
+
 def _set(default: Any, help: str, names: Callable[[], Iterable[str]] | None = None, own: bool = False,
          several: bool = False) -> Any:
     "A field with its help text and, for a choice whose names stand elsewhere, what tells them, and if one or more."

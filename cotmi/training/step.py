@@ -8,7 +8,7 @@ __all__ = ['run_objective', 'step_losses', 'CotModule', 'step_items', 'TermSums'
 # %% ../../nbs/training/05a_step.ipynb #66484115
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,8 @@ def _term_figures(module: "CotModule", terms: VocabularyTerms, explain: TaskPass
     if terms.z is None or terms.v is None:
         return {}
     padded = module.term is not None and module.term.padded
-    positions = torch.tensor(explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
-    end = cast(int | None, module.asked.tokenizer.eos_token_id)
+    positions = torch.full((), explain.labels.shape[1], device=terms.v.device) if padded else explain.mask.sum(1)
+    end = getattr(module.asked.tokenizer, "eos_token_id", None) # a student may have been made without words
     return term_figures(terms.z.float(), terms.v.float(), positions, end)
 
 def _gradient_figures(module: "CotModule", predict: TaskPass, explain: TaskPass,
