@@ -33,10 +33,10 @@ def _shape(run: Run) -> dict[str, Any]:
     return shape | {"data": data_fingerprint(run)[:8]} # a file of one name can hold other rows
 
 # %% ../../nbs/runs/11_grouping.ipynb #764c015a
-def _names(members: list[list[Run]], named: Mapping[str, str]) -> list[str]:
+def _names(members: list[list[Run]], named: Mapping[str, str] | None = None) -> list[str]:
     "A name for each group: method and objective, and what tells it from others of that name on its dataset."
     shapes = [_shape(runs[0]) for runs in members]
-    plain = [named.get(runs[0].id) or " ".join(str(shape[k]) for k in ("method", "objective") if shape.get(k))
+    plain = [(named or {}).get(runs[0].id) or " ".join(str(shape[k]) for k in ("method", "objective") if shape.get(k))
              or runs[0].id for shape, runs in zip(shapes, members, strict=True)]
     datasets = [runs[0].config.get("dataset") for runs in members]
     names = []
@@ -89,7 +89,7 @@ def group_runs(
     notes: list[str] = []
     members = _by_shape(runs, notes)
     groups = [Group(str(runs[0].config.get("dataset", "")), str(runs[0].config.get("method", "")), name, runs)
-              for runs, name in zip(members, _names(members, named or {}), strict=True)]
+              for runs, name in zip(members, _names(members, named), strict=True)]
     rank = {method: place for place, method in enumerate(METHODS)}
     return sorted(groups, key=lambda g: (g.dataset, rank.get(g.method, len(rank)), g.name)), notes
 
