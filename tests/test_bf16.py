@@ -21,7 +21,7 @@ from cotmi.students.t5_fast_path import T5_PACKED
 from cotmi.training import checks, trainer
 from cotmi.training.objectives import OBJECTIVES
 from cotmi.training.run_config import RunConfig, check_ready
-from cotmi.training.step import CotModule, step_losses
+from cotmi.training.step import CotModule
 from cotmi.training.trainer import train
 
 KINDS = {"v1.1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
@@ -59,8 +59,7 @@ def step_of(student: Student, config: RunConfig) -> tuple[dict[str, float], dict
     module.zero_grad()
     torch.manual_seed(1)
     with products_in(config.bf16 is True, CPU): # as accelerate wraps the forward pass
-        passes = module(**batch())
-    total, parts = step_losses(module, *passes, config)
+        total, parts = module(**batch())
     total.backward()
     gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     return {"total": total.item()} | {name: value.item() for name, value in parts.items()}, gradients
