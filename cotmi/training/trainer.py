@@ -378,7 +378,8 @@ class CotTrainer(_CheckpointedTrainer):
         self.check_weights()
         return _watch(self, metric_key_prefix)
     def _clip_grad_norm(self, model):
-        return clip_apart(self.module, self.args.max_grad_norm, self.accelerator.clip_grad_norm_)
+        self.accelerator.unscale_gradients() # of float16, once for all parts
+        return clip_apart(self.module, self.args.max_grad_norm, nn.utils.clip_grad_norm_)
 
 # %% ../../nbs/training/06_trainer.ipynb #5b2beb57
 def training_arguments(
