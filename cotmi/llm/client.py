@@ -278,32 +278,31 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
-                results: dict[int, Any], bar: tqdm) -> None:
-    "One worker: take an item, work on it, take the next; a fault of its own lets the others ask nothing more."
-    whole = False
+                results: dict[int, Any], ends: list[EndpointError], bar: tqdm) -> None:
+    "One worker: take an item, work on it, take the next; where nobody can be asked the others ask nothing more."
     try:
         for number, item in items:
             if client.ledger.stopped:
-                break
+                return
             results[number] = await work(client, item)
             if client.ledger.cost is not None:
                 bar.set_postfix(cost=f"{client.ledger.cost:.4f}", refresh=False)
             bar.update()
-        whole = True
-    finally:
-        if not whole:
-            client.ledger.stop()
+    except EndpointError as fault:
+        ends.append(fault)
+        client.ledger.stop()
 
 async def _all(items: list[Any], work: Callable[[Client, Any], Awaitable[Any]], client: Client, bar: tqdm) -> list[Any]:
     "The result of each item, in order; the first error is raised when what was under way has come back."
-    results, numbered = {}, iter(enumerate(items))
-    workers = [_each(numbered, work, client, results, bar) for _ in range(min(client.endpoint.workers, len(items)))]
+    results, ends, numbered = {}, [], iter(enumerate(items))
     try:
-        ends = await asyncio.gather(*workers, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(client.endpoint.workers, len(items))):
+                group.create_task(_each(numbered, work, client, results, ends, bar))
     finally:
         await client.close()
-    for fault in filter(None, ends):
-        raise fault
+    if ends:
+        raise ends[0]
     return [results.get(number) for number in range(len(items))]
 
 # %% ../../nbs/llm/04_client.ipynb #68a3cef2

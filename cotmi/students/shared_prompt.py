@@ -27,8 +27,8 @@ from .tasks import task_tails
 @dataclass(frozen=True)
 class Tails:
     "Tokens between an input and its target, whatever the task and the method."
-    shortest: int
-    longest: int
+    shortest: int # tokens of the shorter tail
+    longest: int # tokens of the longer one
 
     @property
     def room(self) -> int: return 2 * self.longest - self.shortest # of a prompt beyond what is surely shared
