@@ -446,7 +446,7 @@ def value_rows() -> Iterator[Bad]:
         elif kind == "bool":
             wrong = ["perhaps", "2", "[true]", "nan"]
         elif RunConfig.__dataclass_fields__[name].metadata["names"] or "Literal" in kind:
-            wrong = [f"{defaults[name]}x", "-", "a b;c", ""]
+            wrong = [f"{defaults[name]}x", "-", "a b;c", *([] if "None" in kind else [""])]
         for value in wrong:
             yield Bad("value", f"{name} {value[:12] or 'empty'}", ("run", "demo", "-p", f"{name}={value}"))
     for name, value in {

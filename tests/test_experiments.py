@@ -191,19 +191,21 @@ def test_evaluate_again_gives_the_same(demo):
 
 
 def test_failed_run_says_so_in_its_folder(demo, tmp_path):
-    "A sweep over a complete run and one whose student is missing: the first is kept, the second fails readably."
+    "A sweep over a complete run and one whose student is broken: the first is kept, the second fails readably."
     folder, _, whole = demo
-    sweep = tmp_path / "sweep.yaml"
+    broken, sweep = tmp_path / "broken-student", tmp_path / "sweep.yaml"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
     sweep.write_text(json.dumps({"experiment": "demo", "parameters": TINY,
-                                 "grid": {"student": ["builtin:tiny", "./no/such/folder"]}}))
+                                 "grid": {"student": ["builtin:tiny", str(broken)]}}))
     before = (whole.path / "metrics.json").stat().st_mtime_ns
     done = cotmi(folder, "sweep", str(sweep))
     assert done.returncode == 1 and "2 runs, 1 of them complete already" in done.stderr
     assert "1 of 2 runs failed" in done.stderr and "Traceback" not in done.stderr
     assert (whole.path / "metrics.json").stat().st_mtime_ns == before
     (run,) = [r for r in list_runs(folder / "outputs") if r.id != whole.id]
-    assert run.status == "failed" and "no/such/folder" in run.metrics["error"]
-    assert any("no/such/folder" in problem for problem in run.problems)
+    assert run.status == "failed" and broken.name in run.metrics["error"]
+    assert any(broken.name in problem for problem in run.problems)
     assert not (run.path / "predictions.parquet").exists() and not (run.path / "student").exists()
     kept = nbformat.read(run.path / "notebook.ipynb", 4)
     assert any(o.output_type == "error" for c in kept.cells for o in c.get("outputs", ()))

@@ -72,8 +72,9 @@ def plain_table(
     def cell(v): return f'<td class="num">{esc(v)}</td>' if isinstance(v, (int, float)) else f"<td>{esc(v)}</td>"
     body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows)
     top = f'<caption style="text-align:left">{esc(caption)}</caption>' if caption else ""
-    return (f'<table class="cotmi-plain">{top}<thead><tr>' + "".join(f"<th>{esc(h)}</th>" for h in header)
-            + f"</tr></thead><tbody>{body}</tbody></table>")
+    titles = "".join(f"<th>{esc(title)}</th>" if title else "<td></td>" for title in header)
+    return (f'<table class="cotmi-plain">{top}<thead><tr>{titles}'
+            f"</tr></thead><tbody>{body}</tbody></table>")
 
 # %% ../../nbs/dashboards/08_markup.ipynb #6fd615db
 def marked_difference(
