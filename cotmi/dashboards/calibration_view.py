@@ -11,7 +11,7 @@ import ipywidgets as widgets
 from .calibration_figures import confidence_histogram, reliability_diagram, risk_coverage_curve
 from .layout import card, grid, stack, toolbar
 from .markup import missing, plain_table, quiet, remark
-from .slices import Selection, among
+from .slices import Slice, among
 from .view import View, watch
 from .words import ends_text, metric_text
 from ..evaluation.metrics import get_metric
@@ -72,4 +72,4 @@ class CalibrationView(View):
         self.coverage.figure = risk_coverage_curve(rows)
         self.words.value = "<h3>Recorded with the run</h3>" + calibration_table(self.dash.run)
 
-    def selected(self, selection: Selection | None) -> None: self.refresh()
+    def selected(self, selection: Slice | None) -> None: self.refresh()

@@ -21,7 +21,7 @@ from .intervals import forest
 from .layout import card, side, stack, toolbar
 from .markup import esc, missing, passage_html, remark
 from .pair_figures import heat_map, pair_map
-from .slices import Selection, among
+from .slices import Slice, among
 from .table import Table
 from .view import View, watch
 from ..information.planar_projection import PROJECTIONS, cross_correlation, embed, embeddings, fit_plane, neighbours
@@ -285,7 +285,7 @@ class PairsView(View):
 
     def draw_map(self) -> None: _draw_map(self)
 
-    def selected(self, selection: Selection | None) -> None: self.draw_map()
+    def selected(self, selection: Slice | None) -> None: self.draw_map()
     def chose(self, identity: str | None) -> None:
         _read(self, identity)
         self.draw_map()

@@ -12,7 +12,7 @@ from .bars import label_bars
 from .examples import AGREEMENTS, example_html, filter_examples, searchable
 from .layout import card, side, stack, toolbar
 from .markup import missing
-from .slices import Selection, among
+from .slices import Slice, among
 from .table import Table
 from .view import View, watch
 
@@ -79,7 +79,7 @@ class RationalesView(View):
         shown = self.passing.loc[among(self.passing, self.dash.selection)]
         self.table.show(shown, len(examples), reason)
 
-    def selected(self, selection: Selection | None) -> None: self.filter()
+    def selected(self, selection: Slice | None) -> None: self.filter()
     def chose(self, identity: str | None) -> None:
         if identity is not None and self.table.selected != identity:
             self.table.choose(identity, turn=True)

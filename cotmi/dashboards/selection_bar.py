@@ -14,16 +14,16 @@ import ipywidgets as widgets
 from ..core import CotmiError
 from .layout import card, toolbar
 from .markup import chip, esc, quiet
-from .slices import FEWEST, Selection, among, information_beside, keep_slice, kept_slices, slice_html
+from .slices import FEWEST, Slice, among, information_beside, keep_slice, kept_slices, slice_html
 
 # %% ../../nbs/dashboards/21b_selection_bar.ipynb #afef9552
-def _headline(dash: Any, selection: Selection) -> str:
+def _headline(dash: Any, selection: Slice) -> str:
     "How many examples are selected, and by what."
     examples = dash.examples
     return (f"{chip('selection', 'busy')} {int(among(examples, selection).sum()):,} of {len(examples):,} "
             f"{quiet(f'by {selection.why}') if selection.why else ''}")
 
-def _read_information(bar: "SelectionBar", selection: Selection) -> None:
+def _read_information(bar: "SelectionBar", selection: Slice) -> None:
     "Read I(Z;V) of both sides, and show it if the selection is still the same."
     told = information_beside(bar.dash.run.features, selection)
     if bar.dash.selection == selection:
@@ -41,7 +41,7 @@ def _show(bar: "SelectionBar") -> None:
     bar.slices.value = next((name for name, known in slices.items() if selection and known.ids == selection.ids), "")
     bar.clear.disabled, bar.keep.disabled, bar.forget.disabled = not selection, not selection, not bar.slices.value
 
-def _keep(bar: "SelectionBar", selection: Selection | None, name: str) -> None:
+def _keep(bar: "SelectionBar", selection: Slice | None, name: str) -> None:
     "Keep a slice under a name, or take it away."
     if not name.strip():
         bar.said.value = esc("Give the slice a name first.")

@@ -18,7 +18,7 @@ from .layout import Pages, card, toolbar
 from .look import LOOKS, board, is_served, set_theme
 from .markup import esc, missing
 from .plot import Plot
-from .slices import Selection
+from .slices import Slice
 
 # %% ../../nbs/dashboards/13_view.ipynb #299568f6
 class View(ABC):
@@ -47,7 +47,7 @@ class View(ABC):
 
     def selected( # noqa: B027 - as above
         self,
-        selection: Selection | None, # The selected examples; None where nothing is selected
+        selection: Slice | None, # The selected examples; None where nothing is selected
     ) -> None:
         "Follow the selection of examples."
 
@@ -152,7 +152,7 @@ class Dashboard(Board):
     ):
         self.views: dict[str, View] = {} # those that have been opened
         self.chosen: str | None = None # id of the chosen example
-        self.selection: Selection | None = None # the selected examples
+        self.selection: Slice | None = None # the selected examples
         self.state = widgets.HTML() # what a reader should know of the dashboard itself
         super().__init__(theme)
 
@@ -175,7 +175,7 @@ class Dashboard(Board):
     def select(self, identities: Iterable[str], why: str = "") -> None:
         "Select examples in every view; none for all of them."
         ids = frozenset(map(str, identities))
-        self.selection = Selection(ids, why) if ids else None
+        self.selection = Slice(ids, why) if ids else None
         for view in self.views.values():
             view.selected(self.selection)
 
