@@ -352,7 +352,7 @@ def test_lab_pairs(lab):
     exercise_pairs(boards(lab[1]).nth(0))
 
 
-@pytest.mark.skip(reason="its waits are of the page before rationales came first; they hang and have to be written anew")
+@pytest.mark.skip(reason="waits for the page as it was before rationales came first, and hangs")
 def test_lab_rationales(lab, report):
     exercise_rationales(lab[1], boards(lab[1]).nth(0), report, "JupyterLab")
 
