@@ -9,11 +9,9 @@ Tables go to benchmarks/results. What is measured and how: benchmarks/README.md.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ from datasets import disable_progress_bars
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.machine import describe, reset_peak, resident_mb
+from benchmarks.machine import describe, in_fresh_process, reset_peak, resident_mb
 from benchmarks.sides import CLIP
 from benchmarks.step import RESULTS
 from benchmarks.text import make_tokenizer, split_rows
@@ -96,15 +94,6 @@ def prompt_cost(dataset: str, rows: int, batch: int, steps: int) -> dict:
             **{f"{name}_seconds": statistics.median(each) for name, each in spent.items()}}
 
 
-def in_fresh_process(*arguments: str) -> dict:
-    "What this module prints when called with these arguments in a process of its own."
-    done = subprocess.run([sys.executable, "-m", "benchmarks.causal", *arguments], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
-    if done.returncode:
-        raise RuntimeError(f"benchmarks.causal {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def head_table(found: dict[str, dict]) -> list[str]:
     "Markdown lines, one for each side."
     lines = ["One vocabulary pass with the paper's term and its gradients: "
@@ -143,7 +132,7 @@ def main():
     lines = [f"Measured with `{report['command']}` on: "
              + ", ".join(f"{key} {value}" for key, value in report["machine"].items()) + "."]
     if not options.prompt:
-        report["head"] = {name: in_fresh_process("--pass", name) for name in ("plain", "fused")}
+        report["head"] = {name: in_fresh_process("benchmarks.causal", "--pass", name) for name in ("plain", "fused")}
         lines += ["", *head_table(report["head"])]
     if not options.head:
         report["prompt"] = prompt_cost("cqa", options.rows, options.batch, options.steps)

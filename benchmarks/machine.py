@@ -1,9 +1,11 @@
 "Peak memory, matrix-product rate and a description of the machine that a figure belongs to."
 import ctypes
 import gc
+import json
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,3 +62,12 @@ def describe() -> dict[str, str | int]:
     return {"processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__}
+
+
+def in_fresh_process(module: str, *arguments: str) -> dict:
+    "What a module prints last when called with these arguments in a process of its own."
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])

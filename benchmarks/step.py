@@ -8,7 +8,6 @@ Tables go to benchmarks/results. What is measured and how: benchmarks/README.md.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.machine import describe, matmul_gflops, reset_peak, resident_mb
+from benchmarks.machine import describe, in_fresh_process, matmul_gflops, reset_peak, resident_mb
 from benchmarks.sides import SIDES, Side
 from benchmarks.students import SHAPES, WORDS, make_optimiser, make_student, useful_flops
 from benchmarks.text import tokenised
@@ -115,15 +114,6 @@ def pass_cost(implementation: str, words: int, length: int, batch: int, width: i
     return {"seconds": seconds, "mb": resident_mb(peak=True) - before - gradients}
 
 
-def in_fresh_process(*arguments: str) -> dict:
-    "What this module prints when called with these arguments in a process of its own."
-    done = subprocess.run([sys.executable, "-m", "benchmarks.step", *arguments], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
-    if done.returncode:
-        raise RuntimeError(f"benchmarks.step {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def ratios(sides: dict[str, dict], rates: dict[str, float]) -> dict:
     "Our best side against both of the authors', as far as they were measured; shares of the rate of its own precision."
     ours = [sides[name] for name in ("cotmi", "cotmi-bf16") if name in sides]
@@ -157,10 +147,10 @@ def measure(shape: str, dataset: str, batch: int, names: list[str], rows: int | 
                                for name, dtype in RATES.items()}}
     with tempfile.TemporaryDirectory() as folder: # in other processes, so that all memory is free again for the next
         write_text(file := Path(folder) / "rows.json", to_json(plain, None))
-        found["sides"] = in_fresh_process("--speed-of", str(file), shape, *map(str, (batch, steps, seconds, warm_up)),
-                                          *names)
+        found["sides"] = in_fresh_process("benchmarks.step", "--speed-of", str(file), shape,
+                                          *map(str, (batch, steps, seconds, warm_up)), *names)
         for name in names:
-            found["sides"][name] |= in_fresh_process("--peak-of", name, shape, str(batch), str(file))
+            found["sides"][name] |= in_fresh_process("benchmarks.step", "--peak-of", name, shape, str(batch), str(file))
     return found | ratios(found["sides"], found["matmul_gflops"])
 
 
@@ -191,7 +181,7 @@ def growth() -> list[dict]:
     for words, length, batch in GROWTH:
         row = {"words": words, "length": length, "batch": batch}
         for name in ("plain", "fused"):
-            row[name] = in_fresh_process("--pass", name, str(words), str(length), str(batch))
+            row[name] = in_fresh_process("benchmarks.step", "--pass", name, str(words), str(length), str(batch))
         found.append(row)
     return found
 

@@ -36,6 +36,7 @@ LATE = {
     ("dashboards.information_view", "information.bounds"): TORCH,
     ("dashboards.reestimate", "information.bounds"): TORCH, ("dashboards.reestimate", "information.critics"): TORCH,
     ("dashboards.reestimate", "information.estimate"): TORCH,
+    ("dashboards.reestimate", "information.cross_fitting"): TORCH,
     ("dashboards.slices", "information.estimate"): TORCH,
     ("dashboards.run_dashboard", "evaluation.calibration"): "in the background, for the views that come next",
     ("dashboards.run_dashboard", "information.bounds"): "in the background, for the views that come next",

@@ -59,8 +59,10 @@ def left_text(
     seconds: float, # Since it began
 ) -> str: # Such as `42 % done, about 12 s left`
     "How far an estimate is, and about how long it will take."
-    share = done / max(total, 1)
-    left = f", about {duration_text(seconds * (1 - share) / share)} left" if share > 0.02 and seconds > 0.5 else ""
+    from cotmi.information.cross_fitting import seconds_left  # torch
+
+    share, rest = done / max(total, 1), seconds_left(done, total, seconds)
+    left = f", about {duration_text(rest)} left" if rest is not None and share > 0.02 and seconds > 0.5 else ""
     return f"Estimating: {share:.0%} done{left}."
 
 # %% ../../nbs/dashboards/14b_reestimate.ipynb #1cfcac8b

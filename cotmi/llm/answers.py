@@ -9,7 +9,6 @@ __all__ = ['Answer', 'split_thinking', 'BadAnswer', 'read_answer', 'AnswerFile']
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -123,7 +122,7 @@ class AnswerFile:
         self.path = Path(path) if path else None
         self._places, self._memory = {}, {}
         self.dialect, self.skipped = None, 0 # the dialect that was learnt; lines that hold nothing of ours
-        self._lock, self._forced = threading.Lock(), time.monotonic() # when lines were last forced to the disk
+        self._forced = time.monotonic() # when lines were last forced to the disk
         try:
             if self.path and self.path.exists():
                 self._places, self.dialect, self.skipped = _read_places(self.path)
@@ -169,24 +168,23 @@ def _look_up(file: AnswerFile, key: str) -> Answer | None:
 # %% ../../nbs/llm/02_answers.ipynb #11378d26
 def _append(file: AnswerFile, lines: list[bytes]) -> None:
     "Add lines to the file, on lines of their own even where the last one was cut off."
-    with file._lock:
-        if file.path is None:
-            for record in map(json_object, lines):
-                if record and (answer := _answer_of(record)):
-                    file._memory[record["key"]] = answer
-            return
-        if not lines and not file.path.exists():
-            return
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        with file.path.open("ab+") as opened:
-            whole = opened.seek(0, os.SEEK_END) == 0 or (opened.seek(-1, os.SEEK_END), opened.read(1))[1] == b"\n"
-            start = opened.seek(0, os.SEEK_END) + (not whole)
-            opened.write(b"\n" * (not whole) + b"".join(line + b"\n" for line in lines))
-            opened.flush()
-            if time.monotonic() > file._forced + 1:
-                os.fsync(opened.fileno())
-                file._forced = time.monotonic()
-        for line in lines:
-            if found := re.match(rb'\{"key": "(\w+)"', line):
-                file._places[found[1].decode()] = start
-            start += len(line) + 1
+    if file.path is None:
+        for record in map(json_object, lines):
+            if record and (answer := _answer_of(record)):
+                file._memory[record["key"]] = answer
+        return
+    if not lines and not file.path.exists():
+        return
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    with file.path.open("ab+") as opened:
+        whole = opened.seek(0, os.SEEK_END) == 0 or (opened.seek(-1, os.SEEK_END), opened.read(1))[1] == b"\n"
+        start = opened.seek(0, os.SEEK_END) + (not whole)
+        opened.write(b"\n" * (not whole) + b"".join(line + b"\n" for line in lines))
+        opened.flush()
+        if time.monotonic() > file._forced + 1:
+            os.fsync(opened.fileno())
+            file._forced = time.monotonic()
+    for line in lines:
+        if found := re.match(rb'\{"key": "(\w+)"', line):
+            file._places[found[1].decode()] = start
+        start += len(line) + 1

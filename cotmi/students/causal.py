@@ -26,8 +26,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core import FEATURES, StudentError
-from .batches import IGNORED, length_batches, pad, progress_bar
-from .encoder_decoder import end_tokens, own_route, token_log_likelihoods
+from .batches import length_batches, pad, progress_bar
+from cotmi.students.encoder_decoder import (
+    end_tokens,
+    own_route,
+    score_by_states,
+    token_log_likelihoods,
+    until_end,
+)
 from .family import StudentFamily, TaskPass, bounded, check_weights
 from .layout import sequence_layout
 
@@ -150,8 +156,7 @@ def generate(
         ids, mask = _left([input_ids[row] for row in rows], model.device)
         out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=options)
         for row, written in zip(rows, out[:, ids.shape[1]:].tolist(), strict=True):
-            length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
-            answers[row] = written[:length]
+            answers[row] = until_end(written, ends)
     return answers
 
 # %% ../../nbs/students/04a_causal.ipynb #7cd5322a
@@ -200,21 +205,11 @@ def score_targets(
     ids, mask = _to_the_right(ids, mask)
     prompt = _states(model, input_ids=ids, attention_mask=mask, use_cache=True,
                      **_placed(model, (mask.cumsum(1) - 1).clamp(min=0)))
-    scores = [[0.0] * len(candidates) for candidates in targets]
-    asked = [(row, k) for row, candidates in enumerate(targets) for k in range(len(candidates))]
-    asked.sort(key=lambda place: len(targets[place[0]][place[1]]))
-    for at in range(0, len(asked), batch_size):
-        part = asked[at:at + batch_size]
-        labels = pad([targets[row][k] for row, k in part], IGNORED).to(ids.device)
-        first = torch.tensor([starts[row][k] for row, k in part], device=ids.device)
-        hidden = _after_prompt(model, prompt, mask, torch.tensor([row for row, _ in part], device=ids.device), labels)
-        counts = (labels != IGNORED) & (torch.arange(labels.shape[1], device=ids.device) >= first[:, None])
-        sums = torch.zeros(labels.shape, dtype=torch.double, device=ids.device)
-        sums[counts] = token_log_likelihoods(hidden[counts], labels[counts], *output_head(model),
-                                             softcap=softcap(model)).double()
-        for (row, k), value in zip(part, sums.sum(1).tolist(), strict=True):
-            scores[row][k] = value
-    return scores
+    head, cap = output_head(model), softcap(model)
+    def states(where: Tensor, labels: Tensor) -> Tensor:
+        return _after_prompt(model, prompt, mask, where, labels)
+    return score_by_states(targets, starts, batch_size, ids.device, states,
+                           lambda hidden, labels: token_log_likelihoods(hidden, labels, *head, softcap=cap))
 
 # %% ../../nbs/students/04a_causal.ipynb #5cf4aedc
 @torch.no_grad()

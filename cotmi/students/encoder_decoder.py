@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ENCODER_DECODER', 'output_head', 'head_scale', 'softcap', 'decode_states', 'forward_task', 'forward_tasks',
-           'end_tokens', 'stop_at', 'generate', 'token_log_likelihoods', 'score_targets', 'set_dropout', 'check_logits',
-           'load', 'is_encoder_decoder', 'hidden_size', 'vocabulary_size', 'own_route']
+           'end_tokens', 'stop_at', 'until_end', 'generate', 'token_log_likelihoods', 'score_by_states',
+           'score_targets', 'set_dropout', 'check_logits', 'load', 'is_encoder_decoder', 'hidden_size',
+           'vocabulary_size', 'own_route']
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #235845c9
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -146,6 +147,15 @@ def stop_at(
     if token is not None and token not in (ends := end_tokens(model)):
         model.generation_config.eos_token_id = [*ends, token]
 
+# %% ../../nbs/students/04_encoder_decoder.ipynb #b1f07a52
+def until_end(
+    written: list[int], # Token ids as `generate` fills a batch up with
+    ends: set[int], # Ids that end an answer
+) -> list[int]: # With the end where it was reached
+    "An answer up to the first token that ends it."
+    length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
+    return written[:length]
+
 # %% ../../nbs/students/04_encoder_decoder.ipynb #6390da77
 @torch.no_grad()
 def generate(
@@ -163,8 +173,7 @@ def generate(
         out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
                                         do_sample=False, num_beams=1)
         for row, written in zip(rows, out[:, 1:].tolist(), strict=True): # the first token only starts the decoder
-            length = next((at + 1 for at, token in enumerate(written) if token in ends), len(written))
-            answers[row] = written[:length]
+            answers[row] = until_end(written, ends)
     return answers
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #536284a2
@@ -183,6 +192,31 @@ def token_log_likelihoods(
         parts.append(-F.cross_entropy(bounded(logits, softcap).float(), label, reduction="none"))
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
+# %% ../../nbs/students/04_encoder_decoder.ipynb #c2a81d63
+def score_by_states(
+    targets: Sequence[Sequence[Sequence[int]]], # [n] lists of candidate targets, none of them empty
+    starts: Sequence[Sequence[int]], # [n] lists: the first position of each target that counts
+    batch_size: int, # Targets at a time
+    device: torch.device, # Where the states are
+    states: Callable[[Tensor, Tensor], Tensor], # Of inputs [P] and their targets [P, T]: [P, T, D], before each token
+    likelihoods: Callable[[Tensor, Tensor], Tensor], # Of states [K, D] and the tokens [K] that follow: [K] nats
+) -> list[list[float]]: # [n] lists: a log-likelihood (nats) for each candidate
+    "Log-likelihoods of candidates from their starts on, those of like length together."
+    scores = [[0.0] * len(candidates) for candidates in targets]
+    asked = [(row, k) for row, candidates in enumerate(targets) for k in range(len(candidates))]
+    asked.sort(key=lambda place: len(targets[place[0]][place[1]]))
+    for at in range(0, len(asked), batch_size):
+        part = asked[at:at + batch_size]
+        labels = pad([targets[row][k] for row, k in part], IGNORED).to(device)
+        first = torch.tensor([starts[row][k] for row, k in part], device=device)
+        hidden = states(torch.tensor([row for row, _ in part], device=device), labels)
+        counts = (labels != IGNORED) & (torch.arange(labels.shape[1], device=device) >= first[:, None])
+        sums = torch.zeros(labels.shape, dtype=torch.double, device=device)
+        sums[counts] = likelihoods(hidden[counts], labels[counts]).double()
+        for (row, k), value in zip(part, sums.sum(1).tolist(), strict=True):
+            scores[row][k] = value
+    return scores
+
 # %% ../../nbs/students/04_encoder_decoder.ipynb #c0128af3
 @torch.no_grad()
 def score_targets(
@@ -195,21 +229,11 @@ def score_targets(
 ) -> list[list[float]]: # [n] lists: a log-likelihood (nats) for each candidate
     "Log-likelihoods of candidates from their starts on, those of like length together."
     encoder = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    scores = [[0.0] * len(candidates) for candidates in targets]
-    asked = [(row, k) for row, candidates in enumerate(targets) for k in range(len(candidates))]
-    asked.sort(key=lambda place: len(targets[place[0]][place[1]]))
-    for at in range(0, len(asked), batch_size):
-        part = asked[at:at + batch_size]
-        labels = pad([targets[row][k] for row, k in part], IGNORED).to(ids.device)
-        first = torch.tensor([starts[row][k] for row, k in part], device=ids.device)
-        where = torch.tensor([row for row, _ in part], device=ids.device)
-        hidden = decode_states(model, encoder[where], mask[where], labels)
-        counts = (labels != IGNORED) & (torch.arange(labels.shape[1], device=ids.device) >= first[:, None])
-        sums = torch.zeros(labels.shape, dtype=torch.double, device=ids.device)
-        sums[counts] = token_log_likelihoods(hidden[counts], labels[counts], *output_head(model)).double()
-        for (row, k), value in zip(part, sums.sum(1).tolist(), strict=True):
-            scores[row][k] = value
-    return scores
+    head = output_head(model)
+    def states(where: Tensor, labels: Tensor) -> Tensor:
+        return decode_states(model, encoder[where], mask[where], labels)
+    return score_by_states(targets, starts, batch_size, ids.device, states,
+                           lambda hidden, labels: token_log_likelihoods(hidden, labels, *head))
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #4d596e79
 def set_dropout(

@@ -16,7 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from ..core import check_choice
 from ..students.family import bound_in_place, bounded
-from .even_slices import EvenOptions, even_pooled_probabilities, even_vocabulary_pass
+from cotmi.training.even_slices import (
+    EvenOptions,
+    even_pooled_probabilities,
+    even_vocabulary_pass,
+    handed_over,
+)
 from .losses import IGNORED, VocabularyTerms, check_pass, combine, plain_vocabulary_pass
 
 # %% ../../nbs/training/01_fused_linear_loss.ipynb #f564a45e
@@ -369,10 +374,7 @@ class _FusedPass(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: None):
-        if ctx.gradients is None:
-            raise RuntimeError("The gradients of a fused vocabulary pass are handed over in its first backward; "
-                               "run the pass again, or use vocabulary_pass='plain', for a second one.")
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients = handed_over(ctx)
         if upstream.device.type != "cpu" or upstream != 1: # reading it from another device would wait for it
             gradients = [None if g is None else g.mul_(upstream) for g in gradients]
         return (None, *gradients)
