@@ -157,13 +157,8 @@ def run_command(
                                                        "such as one a GPU; each takes its rows of every batch.")] = 1,
 ) -> None:
     "Run an experiment notebook; its results and the executed notebook go to a run folder."
-    from cotmi.runs.experiments import (
-        check_parameters,
-        experiment_parameters,
-        find_experiment,
-        planned_config,
-        run_experiment,
-    )
+    from cotmi.runs.experiments import check_parameters, experiment_parameters, find_experiment, run_experiment
+    from cotmi.runs.experiments import planned_config
     from cotmi.runs.run_folder import Run, is_whole, run_folder
 
     path = find_experiment(name)
