@@ -643,6 +643,11 @@ def test_lab_playground(lab, place):
     expect(board.get_by_text("answered", exact=True)).to_be_visible(timeout=90_000)
     expect(board.locator(".cotmi-text").nth(2)).to_contain_text("<b>pears</b>")
     expect(titled(board, "Z (circles) and V").get_by_text("typed", exact=True)).to_be_visible()
+    board.get_by_role("button", name="Attribute", exact=True).click()
+    expect(board.get_by_text("is kept with the run, in its tab Rationales")).to_be_visible(timeout=90_000)
+    expect(board.locator(".cotmi-word", has_text="<b>pears</b>")).to_have_count(1)
+    expect(board.get_by_text("Salience, not explanation")).to_have_count(2)
+    assert "test-00002" in json.loads((run / "views/salience.json").read_text())
     quiet(page)
 
 

@@ -12,6 +12,7 @@ from .bars import label_bars
 from .examples import AGREEMENTS, example_html, filter_examples, searchable
 from .layout import card, side, stack, toolbar
 from .markup import missing
+from .salience import kept_salience, salience_html
 from .slices import Slice, among
 from .table import Table
 from .view import View, watch
@@ -60,10 +61,10 @@ class RationalesView(View):
         self.table = Table(_COLUMNS, self.dash.show_example, label="Test examples")
         self.take = widgets.Button(description="Select these", tooltip="Make what passes the filters the selection")
         self.take.on_click(lambda _: self.dash.select(self.passing["id"], "the filters of Rationales"))
-        self.detail, self.bars = widgets.HTML(), self.dash.plot()
+        self.detail, self.bars, self.salience = widgets.HTML(), self.dash.plot(), widgets.HTML()
         watch(self.filter, *self.filters.controls)
         return stack(card(toolbar(*self.filters.controls, self.filters.clear, self.take)),
-                     side(card(self.table), card(self.detail, self.bars)))
+                     side(card(self.table), card(self.detail, self.bars, self.salience)))
 
     def refresh(self) -> None:
         self._texts = searchable(self.dash.examples)
@@ -87,16 +88,17 @@ class RationalesView(View):
 
 # %% ../../nbs/dashboards/17_rationales_view.ipynb #5ce5c71c
 def _read(view: RationalesView, identity: str | None) -> None:
-    "Open an example, with its distribution over the labels where they are a closed list."
+    "Open an example, with its distribution over the labels where they are a closed list, and the words it rests on."
     examples = view.dash.examples
     chosen = examples[examples["id"] == identity]
-    view.bars.layout.display = "none"
+    view.bars.layout.display, view.salience.value = "none", ""
     if not len(chosen):
         text = "Choose a row to read it here." if len(examples) else "There are no examples yet."
         view.detail.value = "<h3>Example</h3>" + missing(text)
         return
     row = chosen.iloc[0]
     view.detail.value = example_html(row)
+    view.salience.value = salience_html(kept_salience(view.dash.run, str(row["id"]), row["predicted_label"]))
     if row["choices"] and len(row["choices"]) == len(row["label_probabilities"]):
         view.bars.figure = label_bars(row["choices"], row["label_probabilities"], row["gold_label"],
                                       row["predicted_label"])
