@@ -208,10 +208,12 @@ def exercise_rationales(page, board, report, where):
     move(slider(view, "Confidence"), times=6)
     expect(slider(view, "Confidence").locator(".widget-readout")).to_have_text("0.30 – 1.00")
     expect(count).not_to_have_text(before)
-    settled = None
-    while settled != count.inner_text(): # the last of six moves may still be on its way
-        settled = count.inner_text()
-        page.wait_for_timeout(700)
+    sure = re.compile(r"^(0\.[3-9]|1\.)") # what the kernel answers to the last of the moves, and nothing before it
+    view.get_by_role("button", name="Confidence", exact=True).click()
+    expect(table.locator("th", has_text="Confidence")).to_have_attribute("aria-sort", "ascending")
+    expect(table.locator("tbody tr").first.locator("td.is-share")).to_have_text(sure)
+    view.get_by_role("button", name="Confidence", exact=True).click()
+    expect(table.locator("th", has_text="Confidence")).to_have_attribute("aria-sort", "descending")
     view.get_by_role("button", name="Clear filters").click()
     expect(count).to_have_text(f"1–15 of {ROWS:,}")
     view.get_by_role("button", name="Confidence", exact=True).click()
@@ -228,6 +230,28 @@ def exercise_rationales(page, board, report, where):
     table.locator(f"tr[data-id='{identity}']").press("ArrowDown") # by keyboard
     following = table.locator("tbody tr").nth(3).get_attribute("data-id")
     expect(view.get_by_role("heading", name=f"Example {following}")).to_be_visible()
+    exercise_rows(board, view, table)
+
+
+def exercise_rows(board, view, table):
+    "Rows that are selected by mouse and by keyboard are the one selection, and the others stay to be added."
+    rows, bar = table.locator("tbody tr"), board.get_by_text(re.compile("by rows of Rationales"))
+    ids = [row.get_attribute("data-id") for row in rows.all()]
+    rows.nth(6).click(modifiers=["Control"])
+    expect(bar).to_contain_text(f"1 of {ROWS:,}")
+    rows.nth(8).click(modifiers=["Shift"])
+    expect(bar).to_contain_text(f"3 of {ROWS:,}")
+    expect(table.get_by_text("3 selected")).to_be_visible()
+    marked = table.locator("tr.marked")
+    assert [row.get_attribute("data-id") for row in marked.all()] == ids[6:9]
+    table.locator(f"tr[data-id='{ids[8]}']").press("Shift+ArrowDown")
+    expect(bar).to_contain_text(f"4 of {ROWS:,}")
+    expect(table.locator(f"tr[data-id='{ids[9]}']")).to_be_focused()
+    table.locator(f"tr[data-id='{ids[9]}']").press("Control+ ")
+    expect(bar).to_contain_text(f"3 of {ROWS:,}")
+    expect(table.locator(".count")).to_have_text(f"1–15 of {ROWS:,}")
+    board.get_by_role("button", name="Clear selection").click()
+    expect(marked).to_have_count(0)
 
 
 def exercise_hostile(page, board):
@@ -571,6 +595,34 @@ def test_lab_coming_back(lab):
     before = lines(losses)
     with redrawn(losses):
         board.get_by_text("Logarithmic loss").click()
+    assert lines(losses) != before
+
+
+def test_lab_controls_wait_for_the_kernel(lab, place):
+    "On a page that was opened again a control waits until the kernel answers, and no click is lost."
+    url, page = lab
+    expect(boards(page).nth(0).locator(".cotmi-waiting")).to_be_hidden() # it was greeted
+    page.add_init_script(script="""const send = WebSocket.prototype.send; globalThis.cotmiHeld = [];
+      WebSocket.prototype.send = function (data) { // a greeting is held up on its way, as by a slow kernel
+        const text = typeof data === 'string' ? data : new TextDecoder().decode(data);
+        if (!globalThis.cotmiHeld || !text.includes('"event":"hello"')) return send.call(this, data);
+        globalThis.cotmiHeld.push([this, data]);
+      };""")
+    page.goto("about:blank")
+    page.goto(f"{url}/lab/tree/run.ipynb?token={browser.TOKEN}")
+    board = boards(page).nth(0)
+    expect(board.get_by_text("Reconnecting to the kernel")).to_be_visible(timeout=60_000)
+    box = board.locator(".widget-checkbox", has_text="Logarithmic loss").locator("input")
+    expect(box).to_have_js_property("inert", True)
+    expect(board.get_by_role("button", name="Refresh")).to_have_js_property("inert", True)
+    page.evaluate("() => { const held = globalThis.cotmiHeld; globalThis.cotmiHeld = null;"
+                  "held.forEach(([socket, data]) => socket.send(data)); }")
+    expect(board.locator(".cotmi-waiting")).to_be_hidden()
+    expect(box).to_have_js_property("inert", False)
+    losses = titled(open_tab(board, "Training"), "Loss terms")
+    before = lines(losses)
+    with redrawn(losses):
+        box.click()
     assert lines(losses) != before
 
 

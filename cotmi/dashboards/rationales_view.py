@@ -52,13 +52,16 @@ _COLUMNS = (("id", "Example", "text", "106px"), ("input", "Input", "text", ""), 
             ("teacher_correct", "Teacher", "mark", "64px"))
 
 # %% ../../nbs/dashboards/17_rationales_view.ipynb #ed9e9467
+_ROWS = "rows of Rationales" # Why examples are selected that were selected in the table
+
 class RationalesView(View):
     "A table of the test examples and one of them opened."
     title = "Rationales"
 
     def build(self) -> widgets.Widget:
         self.filters = _Filters()
-        self.table = Table(_COLUMNS, self.dash.show_example, label="Test examples")
+        self.table = Table(_COLUMNS, self.dash.show_example, label="Test examples",
+                           on_mark=lambda ids: self.dash.select(ids, _ROWS))
         self.take = widgets.Button(description="Select these", tooltip="Make what passes the filters the selection")
         self.take.on_click(lambda _: self.dash.select(self.passing["id"], "the filters of Rationales"))
         self.detail, self.bars, self.salience = widgets.HTML(), self.dash.plot(), widgets.HTML()
@@ -77,10 +80,18 @@ class RationalesView(View):
         reason = "No selected example passes these filters." if len(examples) else \
             "There is no predictions.parquet in this run: the test split has not been evaluated yet."
         self.passing = filter_examples(examples, *self.filters.values, texts=self._texts)
-        shown = self.passing.loc[among(self.passing, self.dash.selection)]
+        selection = self.dash.selection
+        own = selection is not None and selection.why == _ROWS # what was selected here stays among the rest
+        self.table.marked = selection.ids if own else frozenset()
+        shown = self.passing if own else self.passing.loc[among(self.passing, selection)]
         self.table.show(shown, len(examples), reason)
 
-    def selected(self, selection: Slice | None) -> None: self.filter()
+    def selected(self, selection: Slice | None) -> None:
+        if selection is not None and selection.why == _ROWS:
+            self.table.mark(selection.ids) # on the page that is open
+        else:
+            self.filter()
+
     def chose(self, identity: str | None) -> None:
         if identity is not None and self.table.selected != identity:
             self.table.choose(identity, turn=True)
