@@ -9,6 +9,7 @@ signature, parameter table, errors and source link (docs/api.py reads them from 
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
@@ -124,14 +125,16 @@ def run_all(paths: list[Path], jobs: int) -> dict[Path, list]:
 def lines_to_text(value): return "".join(value) if isinstance(value, list) else value
 
 def figure_html(figure: dict, depth: int) -> str:
-    "A plotly figure as HTML that loads plotly.js from this site."
+    "A plotly figure as HTML that loads plotly.js from this site and fits itself into its column (_static/figures.js)."
+    import uuid
+
     import plotly.io as pio
 
-    figure = pio.from_json(__import__("json").dumps({k: figure[k] for k in ("data", "layout") if k in figure}),
-                           skip_invalid=True)
-    html = pio.to_html(figure, include_plotlyjs=f"{'../' * depth}_static/plotly.min.js", full_html=False,
-                       config={"displaylogo": False, "responsive": True})
-    return f'<div class="figure-plotly">{html}</div>'
+    shown = pio.from_json(json.dumps({k: figure[k] for k in ("data", "layout") if k in figure}), skip_invalid=True)
+    text, place, top = shown.to_json().replace("<", "\\u003c"), f"figure-{uuid.uuid4().hex[:12]}", "../" * depth
+    scripts = "".join(f'<script src="{top}_static/{name}"></script>' for name in ("plotly.min.js", "figures.js"))
+    return (f'<div class="figure-plotly" id="{place}"></div>{scripts}'
+            f"<script>cotmiFigure('{place}', {text});</script>")
 
 def outputs_for_site(outputs: list, depth: int) -> list:
     "Outputs that a static page can show: no progress bars, no widgets, figures as HTML."
