@@ -69,10 +69,10 @@ def open_tab(board, name):
     "Switch to a tab; gives its page once it is filled and its figures are drawn."
     board.get_by_role("tab", name=name, exact=True).click()
     page = board.locator(f".cotmi-page-{board.get_by_role('tab').all_inner_texts().index(name)}:visible")
-    page.wait_for(timeout=30_000)
-    expect(page.get_by_text("Reading…")).to_have_count(0, timeout=30_000)
+    page.wait_for()
+    expect(page.get_by_text("Reading…")).to_have_count(0)
     for plot in page.locator(".cotmi-plot:visible").all():
-        expect(plot).not_to_have_attribute("data-drawn", "0", timeout=20_000)
+        expect(plot).not_to_have_attribute("data-drawn", "0")
     return page
 
 
@@ -81,7 +81,7 @@ def redrawn(plot):
     "What happens in the block must redraw a plot."
     before = plot.get_attribute("data-drawn")
     yield
-    expect(plot).not_to_have_attribute("data-drawn", before, timeout=15_000)
+    expect(plot).not_to_have_attribute("data-drawn", before)
 
 
 def titled(page, title):
@@ -208,15 +208,16 @@ def exercise_rationales(page, board, report, where):
     move(slider(view, "Confidence"), times=6)
     expect(slider(view, "Confidence").locator(".widget-readout")).to_have_text("0.30 – 1.00")
     expect(count).not_to_have_text(before)
+    by_confidence = table.locator("th", has_text="Confidence").get_by_role("button")
     sure = re.compile(r"^(0\.[3-9]|1\.)") # what the kernel answers to the last of the moves, and nothing before it
-    view.get_by_role("button", name="Confidence", exact=True).click()
+    by_confidence.click()
     expect(table.locator("th", has_text="Confidence")).to_have_attribute("aria-sort", "ascending")
     expect(table.locator("tbody tr").first.locator("td.is-share")).to_have_text(sure)
-    view.get_by_role("button", name="Confidence", exact=True).click()
+    by_confidence.click()
     expect(table.locator("th", has_text="Confidence")).to_have_attribute("aria-sort", "descending")
     view.get_by_role("button", name="Clear filters").click()
     expect(count).to_have_text(f"1–15 of {ROWS:,}")
-    view.get_by_role("button", name="Confidence", exact=True).click()
+    by_confidence.click()
     expect(table.locator("th", has_text="Confidence")).to_have_attribute("aria-sort", "ascending")
     view.get_by_role("button", name="Last page").click()
     expect(count).to_have_text(f"9,991–10,000 of {ROWS:,}")
@@ -318,7 +319,7 @@ def exercise_saving(page, board, tmp_path):
     assert "plotly.js v" in text and not re.search(r"<script[^>]*src=", text)
     alone = page.context.new_page() # the saved page draws itself, without a network
     alone.goto(f"file://{path}")
-    alone.locator(".js-plotly-plot .gtitle").wait_for(timeout=20_000)
+    alone.locator(".js-plotly-plot .gtitle").wait_for()
     alone.close()
 
 
@@ -408,7 +409,7 @@ def test_lab_two_dashboards_a_growing_run_and_a_comparison(lab, place):
     page, (_, growing) = lab[1], place
     first, second, third, comparison = (page.locator(".jp-Cell").nth(i).locator(".cotmi") for i in range(1, 5))
     run_cell(page, 2)
-    second.wait_for(timeout=30_000)
+    second.wait_for()
     view = open_tab(second, "Rationales") # labels with choices have bars
     view.locator(".cotmi-table tbody tr").first.click()
     bars = titled(view, "Label distribution")
@@ -431,7 +432,7 @@ def test_lab_two_dashboards_a_growing_run_and_a_comparison(lab, place):
     expect(open_tab(third, "Rationales").get_by_text("There is no predictions.parquet in this run")).to_be_visible()
 
     run_cell(page, 4)
-    comparison.wait_for(timeout=30_000)
+    comparison.wait_for()
     exercise_comparison(comparison)
     quiet(page)
 
@@ -470,7 +471,7 @@ def figures(board):
     "Every figure of every tab: its tab and title, once it shows what the kernel sent last."
     for name in tabs(board):
         for plot in open_tab(board, name).locator(".cotmi-plot:visible").all():
-            expect(plot).to_have_attribute("data-stale", "0", timeout=20_000)
+            expect(plot).to_have_attribute("data-stale", "0")
             yield name, plot.get_attribute("aria-label"), plot
 
 
@@ -585,7 +586,7 @@ def test_lab_coming_back(lab):
         with redrawn(losses):
             logarithmic().check()
     page.keyboard.press("Control+s")
-    expect(page.locator(".jp-mod-dirty")).to_have_count(0, timeout=20_000)
+    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
     page.goto("about:blank")
     page.goto(f"{url}/lab/tree/run.ipynb?token={browser.TOKEN}")
     board = boards(page).nth(0)

@@ -68,7 +68,8 @@ def _part_html(title: str, part: Any) -> str:
     words = _words(part)
     whole = sum(abs(value) for _, value in words)
     up, down = (sum(abs(value) for _, value in words if (value >= 0) is raises) for raises in (True, False))
-    told = (f"Log-likelihood of the label {number_text(part.get('score'))} nats; words that raise it "
+    score = number_text(part.get("score")).replace("-", "−")
+    told = (f"Log-likelihood of the label {score} nats; words that raise it "
             f"+{up:.2f}, words that lower it −{down:.2f} nats.")
     text = " ".join(_word_html(word, value, whole) for word, value in words)
     return f'<h3>{esc(title)}</h3><div class="cotmi-text">{text}</div>{remark(told)}'
