@@ -50,10 +50,9 @@ _COLUMNS = (("id", "Example", "text", "106px"), ("input", "Input", "text", ""), 
             ("predicted_label", "Student", "text", "76px"), ("correct", "Right", "mark", "54px"),
             ("confidence", "Confidence", "share", "100px"), ("faithful", "Faithful", "mark", "66px"),
             ("teacher_correct", "Teacher", "mark", "64px"))
-
-# %% ../../nbs/dashboards/17_rationales_view.ipynb #ed9e9467
 _ROWS = "rows of Rationales" # Why examples are selected that were selected in the table
 
+# %% ../../nbs/dashboards/17_rationales_view.ipynb #ed9e9467
 class RationalesView(View):
     "A table of the test examples and one of them opened."
     title = "Rationales"
@@ -86,18 +85,20 @@ class RationalesView(View):
         shown = self.passing if own else self.passing.loc[among(self.passing, selection)]
         self.table.show(shown, len(examples), reason)
 
-    def selected(self, selection: Slice | None) -> None:
-        if selection is not None and selection.why == _ROWS:
-            self.table.mark(selection.ids) # on the page that is open
-        else:
-            self.filter()
-
+    def selected(self, selection: Slice | None) -> None: _follow(self, selection)
     def chose(self, identity: str | None) -> None:
         if identity is not None and self.table.selected != identity:
             self.table.choose(identity, turn=True)
         _read(self, identity)
 
 # %% ../../nbs/dashboards/17_rationales_view.ipynb #5ce5c71c
+def _follow(view: RationalesView, selection: Slice | None) -> None:
+    "Show what is selected: rows of this table where they stand, anything else alone."
+    if selection is not None and selection.why == _ROWS:
+        view.table.mark(selection.ids)
+    else:
+        view.filter()
+
 def _read(view: RationalesView, identity: str | None) -> None:
     "Open an example, with its distribution over the labels where they are a closed list, and the words it rests on."
     examples = view.dash.examples

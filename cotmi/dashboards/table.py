@@ -70,22 +70,8 @@ class Table(anywidget.AnyWidget):
         self.given, self.all, self.reason, self.page = rows, len(rows) if total is None else total, reason, 0
         _arrange(self)
 
-    def choose(
-        self,
-        identity: str, # id of a row
-        turn: bool = False, # Turn to the row's page
-    ) -> None:
-        "Choose a row, turn to its page if asked, and tell whoever listens."
-        _mark(self, str(identity), turn)
-        self.on_select(str(identity))
-
-    def mark(
-        self,
-        identities: Iterable[str], # ids of rows; none for no selection
-    ) -> None:
-        "Show which rows are selected, on the page that is open."
-        self.marked = frozenset(map(str, identities))
-        _send_page(self)
+    def choose(self, identity: str, turn: bool = False) -> None: _choose(self, str(identity), turn) # turns to its page
+    def mark(self, identities: Iterable[str]) -> None: _mark_rows(self, identities) # those that are selected
 
 # %% ../../nbs/dashboards/11_table.ipynb #edab0667
 def _arrange(table: Table) -> None:
@@ -114,6 +100,16 @@ def _mark(table: Table, identity: str, turn: bool) -> None:
     places = (table.rows["id"].astype(str) == identity).to_numpy().nonzero()[0] if turn else []
     if len(places):
         table.page = int(places[0]) // table.size
+    _send_page(table)
+
+def _choose(table: Table, identity: str, turn: bool) -> None:
+    "Choose a row, turn to its page if asked, and tell whoever listens."
+    _mark(table, identity, turn)
+    table.on_select(identity)
+
+def _mark_rows(table: Table, identities: Iterable[str]) -> None:
+    "Show which rows are selected, on the page that is open."
+    table.marked = frozenset(map(str, identities))
     _send_page(table)
 
 # %% ../../nbs/dashboards/11_table.ipynb #28d30af2
