@@ -1159,6 +1159,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'cotmi.data.examples._sample': ('data/examples.html#_sample', 'cotmi/data/examples.py'),
                                      'cotmi.data.examples._select': ('data/examples.html#_select', 'cotmi/data/examples.py'),
                                      'cotmi.data.examples._to_hf_dataset': ('data/examples.html#_to_hf_dataset', 'cotmi/data/examples.py'),
+                                     'cotmi.data.examples._version': ('data/examples.html#_version', 'cotmi/data/examples.py'),
                                      'cotmi.data.examples._versions': ('data/examples.html#_versions', 'cotmi/data/examples.py'),
                                      'cotmi.data.examples.assemble': ('data/examples.html#assemble', 'cotmi/data/examples.py'),
                                      'cotmi.data.examples.make_splits': ('data/examples.html#make_splits', 'cotmi/data/examples.py')},

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.label_kind:
             get_label_kind(self.label_kind)
-    @property
+    @cached_property
     def kind(self) -> LabelKind:
         "The record of its kind of label; DataError for own data that is not read yet."
         return get_label_kind(self.label_kind)
