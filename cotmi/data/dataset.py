@@ -79,6 +79,7 @@ class Dataset:
     piece_size: int = 0 # Completions in one teacher file
     augmented_by: "Dataset | None" = None # The data set whose rows `augment` adds to train
     fingerprint: Callable[["Dataset", LoadOptions], str] | None = None # Of what the loader reads; see `identify`
+    at_once: bool = False # Whether the loader tells the fingerprint of what it read, so that nothing is read twice
     source: str = "" # Where it comes from
     citation: str = "" # Whom to cite
     licence: str = "" # Its terms
@@ -106,6 +107,7 @@ class RawData(NamedTuple):
     notes: list[str] # What a reader of the report should know
     kind_reason: str = "" # Why labels are taken for what they are, where nobody said it
     advice: Mapping[str, str] = MappingProxyType({}) # Problem → the command that may mend it
+    fingerprint: str = "" # Of what was read, where the record is `at_once`
 
 # %% ../../nbs/data/05_dataset.ipynb #ee8a6abb
 def rows_fingerprint(
