@@ -65,6 +65,7 @@ def _around(backend: Any) -> tuple[list[int], list[int]] | None:
 
 # %% ../../nbs/students/00c_words.ipynb #b7068519
 _MARK = "\0"
+_arrow: Any = pc # its functions are made when it is imported, so no type checker knows them
 
 def ids_by_words(
     backend: Any, # A Rust tokenizer that cuts and pads nothing
@@ -73,9 +74,9 @@ def ids_by_words(
 ) -> pa.ListArray | None: # Token ids, a row each; None where the tokenizer does not work by words
     "Tokenise texts word by word."
     column, around = pa.array(texts, pa.string()), _around(backend)
-    if around is None or not parts_at_spaces(backend) or pc.any(pc.match_substring(column, _MARK)).as_py():
+    if around is None or not parts_at_spaces(backend) or _arrow.any(_arrow.match_substring(column, _MARK)).as_py():
         return None
-    split = pc.split_pattern(pc.replace_substring(column, " ", f"{_MARK} "), _MARK)
+    split = _arrow.split_pattern(_arrow.replace_substring(column, " ", f"{_MARK} "), _MARK)
     words, starts = split.values.dictionary_encode(), split.offsets
     ids, units = _word_ids(backend, words.dictionary.to_pylist())
     laid = token_lists(ids).take(words.indices)
