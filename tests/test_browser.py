@@ -236,7 +236,8 @@ def exercise_rationales(page, board, report, where):
 
 def exercise_rows(board, view, table):
     "Rows that are selected by mouse and by keyboard are the one selection, and the others stay to be added."
-    rows, bar = table.locator("tbody tr"), board.get_by_text(re.compile("by rows of Rationales"))
+    rows = table.locator("tbody tr")
+    bar = board.locator(".widget-html-content:visible", has_text="by rows of Rationales")
     ids = [row.get_attribute("data-id") for row in rows.all()]
     rows.nth(6).click(modifiers=["Control"])
     expect(bar).to_contain_text(f"1 of {ROWS:,}")
