@@ -61,7 +61,7 @@ def float64_throughout(monkeypatch):
         return cast(self, *args, **kwargs)
     monkeypatch.setattr(torch.Tensor, "to", to)
     monkeypatch.setattr(torch.Tensor, "float", lambda self: to(self, torch.float32))
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda self, dim=None, dtype=None: torch.softmax(self, dim))
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda self, dim=-1, dtype=None: torch.softmax(self, dim))
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -76,10 +76,9 @@ def test_attribution_is_what_finite_differences_say(name, steps, float64_through
         places = [1.0] if steps == 1 else [0.125, 0.375, 0.625, 0.875]
         slopes = torch.tensor([by_differences(model, share)[1] for share in places]).mean(0).tolist()
         score, _ = by_differences(model)
-    close = {"rel": 1e-6, "abs": 1e-6}
     assert made.score == pytest.approx(score, abs=1e-9)
-    assert made.inputs == pytest.approx(slopes[:len(INPUT)], **close)
-    assert made.target == pytest.approx([*slopes[len(slopes) - len(TARGET) + 1:], 0.0], **close)
+    assert made.inputs == pytest.approx(slopes[:len(INPUT)], rel=1e-6, abs=1e-6)
+    assert made.target == pytest.approx([*slopes[len(slopes) - len(TARGET) + 1:], 0.0], rel=1e-6, abs=1e-6)
     assert max(map(abs, made.target)) > 1e-3
     assert all(weight.grad is None for weight in model.parameters()) # nothing is left behind
     assert not any(part._forward_hooks for part in model.modules())

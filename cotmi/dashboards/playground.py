@@ -285,7 +285,7 @@ def _attribute(dash: StudentPlayground) -> None:
     from cotmi.evaluation.attribution import label_salience  # torch
 
     dash.state.value = quiet("Attributing…")
-    rows = [] if dash.answers is None else [row for _, row in dash.answers.iterrows()]
+    rows: list[Any] = [] if dash.answers is None else dash.answers.to_dict("records")
     dash.salience = [salience_values(label_salience(dash.student, dash.config, row)) for row in rows]
     dash.refresh_all()
     said = quiet("attributed")

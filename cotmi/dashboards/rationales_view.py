@@ -80,8 +80,8 @@ class RationalesView(View):
             "There is no predictions.parquet in this run: the test split has not been evaluated yet."
         self.passing = filter_examples(examples, *self.filters.values, texts=self._texts)
         selection = self.dash.selection
-        own = selection is not None and selection.why == _ROWS # what was selected here stays among the rest
-        self.table.marked = selection.ids if own else frozenset()
+        own = selection if selection and selection.why == _ROWS else None # what was selected here stays among the rest
+        self.table.marked = own.ids if own else frozenset()
         shown = self.passing if own else self.passing.loc[among(self.passing, selection)]
         self.table.show(shown, len(examples), reason)
 

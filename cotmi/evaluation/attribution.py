@@ -9,7 +9,7 @@ __all__ = ['TokenAttribution', 'token_attribution', 'word_attribution', 'Salienc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ def _caught_embeddings(model: PreTrainedModel, share: float) -> Iterator[list[Te
     def catch(module: torch.nn.Module, given: Any, made: Tensor) -> Tensor:
         caught.append((share * made.detach()).requires_grad_())
         return caught[-1]
-    parts = [part.get_input_embeddings() for part in model.modules() if hasattr(part, "get_input_embeddings")]
+    parts: list[torch.nn.Module] = [cast(Any, part).get_input_embeddings() for part in model.modules()
+                                    if hasattr(part, "get_input_embeddings")]
     hooks = [part.register_forward_hook(catch) for part in dict.fromkeys(parts)]
     try:
         yield caught
@@ -128,7 +129,8 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 def _behind_input(student: Student, config: RunConfig, text: str, rationale: str, target: Sequence[int]) -> Salience:
     "The label once more, with the rationale behind the input: of the words of the rationale."
     texts, limit = [text, text + SEGMENT_SEPARATOR + rationale], run_lengths(config).input
-    alone, joined = input_tokens(texts, "predict", config.method, student.tokenizer, student.layout, limit).ids
+    told = input_tokens(texts, "predict", config.method, student.tokenizer, student.layout, limit)
+    alone, joined = told.ids.to_pylist()
     made = token_attribution(student.model, family_for(student.model.config), joined, target)
     begins = _common(alone, joined)
     ends = len(joined) - _common(alone[begins:][::-1], joined[begins:][::-1])
@@ -146,7 +148,7 @@ def label_salience(
     rationale, text, label = str(told or "").strip(), str(answered["input"]), str(answered["predicted_label"])
     (target,), (start,) = label_targets(student.tokenizer, [label], config.method, rationale, lengths.target,
                                         student.layout)
-    (ids,) = input_tokens([text], "predict", config.method, student.tokenizer, student.layout, lengths.input).ids
+    (ids,) = input_tokens([text], "predict", config.method, student.tokenizer, student.layout, lengths.input).ids.to_pylist()
     made = token_attribution(student.model, family_for(student.model.config), ids, target, start)
     of_input = Salience(made.score, word_attribution(student.tokenizer, ids, made.inputs))
     if not rationale:
