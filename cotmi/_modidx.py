@@ -2137,6 +2137,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cotmi.llm.client._readable': ('llm/client.html#_readable', 'cotmi/llm/client.py'),
                                   'cotmi.llm.client._said': ('llm/client.html#_said', 'cotmi/llm/client.py'),
                                   'cotmi.llm.client._transport': ('llm/client.html#_transport', 'cotmi/llm/client.py'),
+                                  'cotmi.llm.client._turn': ('llm/client.html#_turn', 'cotmi/llm/client.py'),
                                   'cotmi.llm.client._whole_response': ('llm/client.html#_whole_response', 'cotmi/llm/client.py'),
                                   'cotmi.llm.client._worded': ('llm/client.html#_worded', 'cotmi/llm/client.py'),
                                   'cotmi.llm.client.for_each': ('llm/client.html#for_each', 'cotmi/llm/client.py')},

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from cotmi.core import RunFile
 from cotmi.runs.execution import execute
@@ -19,6 +20,7 @@ from cotmi.runs.sweep_file import read_sweep
 TOOLS = Path(sys.executable).parent
 RUNS = int(os.environ.get("COTMI_SWEEP_RUNS", "3")) # of a sweep; 12 show more and take some minutes
 MANY = RUNS >= 12 # then every run has a reference, and one is longer than a time limit
+PATIENCE = [pytest.mark.timeout(7200)] if MANY else [] # seconds a test; a busy machine takes half an hour
 SMALL = ("{max_steps: 120, eval_steps: 20, logging_steps: 20, demo_size: 60, batch_size: 4, generation_max_length: 8, "
          "estimate_mi: false, method: finetune}")
 

@@ -14,8 +14,8 @@ from cotmi.core import RunError
 from cotmi.runs.dask_engine import run_dask
 from cotmi.runs.local_engine import EngineOptions
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/task").is_dir(),
-                                                   reason="the worker that has a run is found in /proc")]
+pytestmark = [pytest.mark.slow, *small.PATIENCE, pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="the worker that has a run is found in /proc")]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from cotmi.runs.run_process import as_job
 from cotmi.runs.sweep import sweep_folder
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow, *small.PATIENCE,
     pytest.mark.skipif(bool(MISSING), reason=f"SLURM's programs are not all here: {', '.join(MISSING)}"),
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="SLURM's daemons are started as root"),
 ]
