@@ -968,8 +968,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cotmi.dashboards.words': { 'cotmi.dashboards.words._progress_sentence': ( 'dashboards/words.html#_progress_sentence',
                                                                                        'cotmi/dashboards/words.py'),
                                         'cotmi.dashboards.words._scaled': ('dashboards/words.html#_scaled', 'cotmi/dashboards/words.py'),
-                                        'cotmi.dashboards.words.duration_text': ( 'dashboards/words.html#duration_text',
-                                                                                  'cotmi/dashboards/words.py'),
                                         'cotmi.dashboards.words.ends_text': ( 'dashboards/words.html#ends_text',
                                                                               'cotmi/dashboards/words.py'),
                                         'cotmi.dashboards.words.method_name': ( 'dashboards/words.html#method_name',
