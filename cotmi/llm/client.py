@@ -129,21 +129,21 @@ def _kind_of(fault: Exception) -> str:
 # %% ../../nbs/llm/04_client.ipynb #0bfb28e2
 _UNTOLD = (*(f"X-Stainless-{name}" for name in (
     "Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")),
-    "OpenAI-Organization", "OpenAI-Project") # headers about this machine and its environment
+    "OpenAI-Organization", "OpenAI-Project", # headers about this machine and its environment
+    "x-stainless-retry-count", "x-stainless-read-timeout")
 
 def _openai_client(endpoint: Endpoint, wire: _Wire) -> openai.AsyncOpenAI:
     "The package's client for an endpoint."
     http = httpx2.AsyncClient(transport=wire, timeout=endpoint.timeout, follow_redirects=False, trust_env=False)
     return openai.AsyncOpenAI(api_key=endpoint.api_key or "none", base_url=endpoint.address.url, http_client=http,
-                              max_retries=endpoint.attempts - 1, default_query=dict(endpoint.address.query),
-                              default_headers=dict.fromkeys(_UNTOLD, openai.Omit()))
+                              max_retries=endpoint.attempts - 1, default_query=dict(endpoint.address.query))
 
 def _headers(endpoint: Endpoint) -> dict[str, Any]:
     "Headers of every request: Azure wants its key in one of its own, and a local server wants none."
     azure = endpoint.address.azure and endpoint.api_key
     bearer = {} if endpoint.api_key and not azure else {"Authorization": openai.Omit()}
-    untold = dict.fromkeys(("x-stainless-retry-count", "x-stainless-read-timeout"), openai.Omit())
-    return {"Accept-Encoding": "identity", **({"api-key": endpoint.api_key} if azure else {}), **bearer, **untold}
+    return {**dict.fromkeys(_UNTOLD, openai.Omit()), "Accept-Encoding": "identity",
+            **({"api-key": endpoint.api_key} if azure else {}), **bearer}
 
 # %% ../../nbs/llm/04_client.ipynb #c1706943
 _FATAL = {401: "No access", 402: "No credit", 403: "No access", 404: "No such address or model"}
