@@ -207,7 +207,7 @@ def command_line() -> str:
     return re.sub(r"\A# .*", "# Command line\n\n> Every command of `cotmi` and its options", text.strip()) + "\n"
 
 TUTORIALS = ("ten_minutes", "reproduce_the_paper", "your_own_data", "which_student", "new_critic_or_objective",
-             "mi_estimators", "the_papers_term", "term_study", "demo_methods", "many_machines", "reading_a_run",
+             "mi_estimators", "the_papers_term", "term_study", "many_machines", "reading_a_run",
              "sharing_a_student")
 GUIDES = ("which_method", "gallery", "paper_to_code", "commands", "settings")
 EXPERIMENTS = ("demo", "svamp", "cqa", "anli1", "esnli", "compare")
