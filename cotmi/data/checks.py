@@ -80,17 +80,17 @@ def stored_checks(
 class _Known:
     "The inputs of a split, exact and folded, with the first label of each."
     def __init__(self, inputs: Sequence[str], labels: Sequence[str]):
-        self.exact, self.folded = set(inputs), {}
+        self.inputs, self.exact, self.folded = inputs, set(inputs), {}
+        self.near = [hash(fold(text)) for text in inputs] # hashes: half a million texts are not kept twice
         self.repeated, self.conflicting = len(inputs) - len(self.exact), 0
-        for text, label in zip(inputs, labels, strict=True):
-            first = self.folded.setdefault(hash(fold(text)), label) # hashes: half a million texts are not kept twice
-            self.conflicting += first != label
+        for near, label in zip(self.near, labels, strict=True):
+            self.conflicting += self.folded.setdefault(near, label) != label
         self.nearly = len(self.exact) - len(self.folded)
 
-    def shared(self, inputs: Sequence[str]) -> tuple[int, int]:
+    def shared(self, other: "_Known") -> tuple[int, int]:
         "How many inputs of another split are here, exactly and else nearly."
-        exact = [text in self.exact for text in inputs]
-        nearly = sum(hash(fold(text)) in self.folded for text, known in zip(inputs, exact, strict=True) if not known)
+        exact = [text in self.exact for text in other.inputs]
+        nearly = sum(near in self.folded for near, known in zip(other.near, exact, strict=True) if not known)
         return sum(exact), nearly
 
 # %% ../../nbs/data/03a_checks.ipynb #6ccfd060
@@ -103,7 +103,7 @@ def check_splits(
     known = {split: _Known(texts, labels[split]) for split, texts in inputs.items()}
     balance, checks = label_balance(labels), {}
     for split, texts in inputs.items():
-        shared = {before: known[before].shared(texts) for before in checks}
+        shared = {before: known[before].shared(known[split]) for before in checks}
         columns = {"input": texts, "label": labels[split], "rationale": rationales[split]}
         here = known[split]
         checks[split] = SplitChecks(

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class Dataset:
     piece_size: int = 0 # Completions in one teacher file
     augmented_by: "Dataset | None" = None # The data set whose rows `augment` adds to train
     fingerprint: Callable[["Dataset", LoadOptions], str] | None = None # Of what the loader reads; see `identify`
+    at_once: bool = False # Whether the loader tells the fingerprint of what it read, so that nothing is read twice
     source: str = "" # Where it comes from
     citation: str = "" # Whom to cite
     licence: str = "" # Its terms
@@ -85,7 +87,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.label_kind:
             get_label_kind(self.label_kind)
-    @property
+    @cached_property
     def kind(self) -> LabelKind:
         "The record of its kind of label; DataError for own data that is not read yet."
         return get_label_kind(self.label_kind)
@@ -105,6 +107,7 @@ class RawData(NamedTuple):
     notes: list[str] # What a reader of the report should know
     kind_reason: str = "" # Why labels are taken for what they are, where nobody said it
     advice: Mapping[str, str] = MappingProxyType({}) # Problem → the command that may mend it
+    fingerprint: str = "" # Of what was read, where the record is `at_once`
 
 # %% ../../nbs/data/05_dataset.ipynb #ee8a6abb
 def rows_fingerprint(

@@ -6,6 +6,7 @@
 __all__ = ['T', 'LABEL_SOURCES', 'COLUMNS', 'SEGMENT_SEPARATOR', 'make_splits', 'LoadedData', 'assemble']
 
 # %% ../../nbs/data/06_examples.ipynb #631e4312
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,11 @@ def _drop(row: Row, split: str, label_source: str, rationales: bool) -> str:
     return ""
 
 # %% ../../nbs/data/06_examples.ipynb #72b203bd
+def _version(fingerprint: str, options: LoadOptions, split: str) -> str | None:
+    "What `datasets` is to call a split: the same for the same data under the same options; None where unknown."
+    told = repr((fingerprint, options, split))
+    return hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:16] if fingerprint else None
+
 def _versions(examples: DatasetDict) -> tuple[str, ...]:
     "What `datasets` calls each split; every transformation gives it another name."
     return tuple(part._fingerprint for part in examples.values())
@@ -115,6 +121,8 @@ def _sample(count: int, largest: int | None, seed: int) -> list[int]:
 
 def _distinct(ids: list[str]) -> list[str]:
     "The ids, each later repeat with a number behind it: what is known of an example is found by its id."
+    if len(set(ids)) == len(ids):
+        return ids
     seen, distinct = Counter(), []
     for name in ids:
         seen[name] += 1
@@ -122,15 +130,15 @@ def _distinct(ids: list[str]) -> list[str]:
     return distinct
 
 # %% ../../nbs/data/06_examples.ipynb #45c8d4a0
-def _to_hf_dataset(rows: list[Row], labels: list[str]) -> HFDataset:
-    "The rows as a `datasets.Dataset` with the columns COLUMNS."
+def _to_hf_dataset(rows: list[Row], labels: list[str], version: str | None = None) -> HFDataset:
+    "The rows as a `datasets.Dataset` with the columns COLUMNS; without its version, `datasets` hashes every cell."
     features = Features({**{c: Value("string") for c in COLUMNS[:-1]}, "choices": List(Value("string"))})
     table = pa.table({ # straight to Arrow: Dataset.from_dict looks at every string by itself
         "id": _distinct([r.id for r in rows]), "input": [r.input for r in rows], "label": labels,
         "rationale": [r.rationale for r in rows], "gold_label": [r.gold for r in rows],
-        "teacher_label": [r.teacher or "" for r in rows], "choices": [list(r.choices) for r in rows],
+        "teacher_label": [r.teacher or "" for r in rows], "choices": [r.choices for r in rows],
     }, schema=features.arrow_schema)
-    return HFDataset(table)
+    return HFDataset(table, fingerprint=version)
 
 # %% ../../nbs/data/06_examples.ipynb #6ddc28c8
 class _Selection(NamedTuple):
@@ -208,7 +216,9 @@ def assemble(
     reports = {split: _report_split(raw, split, part) for split, part in parts.items()}
     labels = {split: [(row.teacher or "") if taught and split == "train" else row.gold for row in part.kept]
               for split, part in parts.items()}
-    examples = DatasetDict({split: _to_hf_dataset(part.kept, labels[split]) for split, part in parts.items()})
+    versions = {split: _version(fingerprint, options, split) for split in parts}
+    examples = DatasetDict({split: _to_hf_dataset(part.kept, labels[split], versions[split])
+                            for split, part in parts.items()})
     checks = _checks(parts, labels)
     report = DataReport(dataset.name, dataset.title, dataset.label_kind, options.label_source, reports,
                         _report_files(raw, parts), (*raw.notes, *_notes(parts, checks)),

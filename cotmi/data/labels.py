@@ -41,10 +41,12 @@ class LabelKind:
 
     def majority(self, labels: Iterable[str]) -> tuple[str, float]:
         "The commonest label and its share of all: what always answering it gives."
-        keys = [self.key(label) for label in labels]
-        counts = Counter(key for key in keys if key is not None)
+        told, counts = Counter(labels), Counter()
+        for label, count in told.items(): # each different label is read once
+            counts[self.key(label)] += count
+        del counts[None]
         label, count = max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
-        return label, count / len(keys) if keys else 0.0
+        return label, count / told.total() if told else 0.0
 
 # %% ../../nbs/data/02_labels.ipynb #9785554d
 def _same_words(predicted: str, gold: str) -> bool: return predicted.strip() == gold.strip()

@@ -53,13 +53,14 @@ def _load(name: str, options: LoadOptions) -> LoadedData:
     "What `load_data` gives; `DataError` for data that change meanwhile."
     dataset = get_dataset(name)
     _check_options(name, dataset, options)
-    before = dataset.fingerprint(dataset, options) if dataset.fingerprint else ""
+    again = None if dataset.at_once else dataset.fingerprint
+    before = again(dataset, options) if again else ""
     raw = dataset.load(options)
     if options.label_source == "teacher" and all(row.teacher is None for row in raw.splits["train"]):
         raise DataError(f"{name} has no teacher labels to train on; map a column with columns={{'teacher_label': …}}, "
                         "or use label_source='gold'.")
-    data = assemble(raw, options, before or rows_fingerprint(raw))
-    if dataset.fingerprint and dataset.fingerprint(dataset, options) != before:
+    data = assemble(raw, options, before or raw.fingerprint or rows_fingerprint(raw))
+    if again and again(dataset, options) != before:
         raise DataError(f"{name} changed while it was read. Load it again when nobody writes it any more.")
     return data
 

@@ -74,19 +74,26 @@ def own_fingerprint(
         for split, paths in files.items() for number, path in enumerate(paths)})
 
 # %% ../../nbs/data/09_own.ipynb #52745b01
-def _read_splits(source: str, options: LoadOptions) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    "The rows of each split that is read, and notes."
+class _Read(NamedTuple):
+    "What was read."
+    rows: dict[str, list[dict[str, Any]]] # Of each split
+    notes: list[str] # On what was not
+    fingerprint: str = "" # Of a hub data set, which is loaded once
+
+def _read_splits(source: str, options: LoadOptions) -> _Read:
+    "The rows of each split that is read."
     if source.startswith(_HUB):
         parts = load_hub(source)
         needed, notes = _needed(source, parts, options)
-        return {split: hub_rows(parts[split]) for split in needed}, notes
+        known = hub_fingerprint({split: parts[split] for split in needed})
+        return _Read({split: hub_rows(parts[split]) for split in needed}, notes, known)
     files, notes = _own_files(source, options)
     rows = {}
     for split, paths in files.items():
         tables = [read_table(path) for path in paths]
         rows[split] = [row for table in tables for row in table.rows]
         notes += [note for table in tables for note in table.notes]
-    return rows, notes
+    return _Read(rows, notes)
 
 # %% ../../nbs/data/09_own.ipynb #c2a8701a
 def own_path(
@@ -143,8 +150,8 @@ def load_own(
     options: LoadOptions, # Columns, template, kind of label, file to train on, shares held out
 ) -> RawData: # With the completed record
     "Read data of your own; `DataError` for what cannot be read and for parts that no column plays."
-    splits, notes = _read_splits(dataset.source, options)
-    tables = {split: _table(rows, options, f"{dataset.source} ({split})") for split, rows in splits.items()}
+    read = _read_splits(dataset.source, options)
+    tables = {split: _table(rows, options, f"{dataset.source} ({split})") for split, rows in read.rows.items()}
     train = tables[options.train_split]
     understood = understand(dataset, train.options, train.said, bool(train.layout.columns["rationale"]))
     made = {split: [own_rows(understood, table.layout, said, f"{split}-{i}") for i, said in enumerate(table.said)]
@@ -156,14 +163,16 @@ def load_own(
              for split, rows in parts.items()}
     about = list(_about(train, understood, len(further)))
     advice = mending(dataset.source, options, understood, train.layout, train.said)
-    return RawData(understood.dataset, files, asked, notes + about, understood.kind.reason, advice)
+    return RawData(understood.dataset, files, asked, read.notes + about, understood.kind.reason, advice,
+                   read.fingerprint)
 
 # %% ../../nbs/data/09_own.ipynb #e606c059
 def own_dataset(
     name: str, # A path, or `hub:<id>` or `hub:<id>:<configuration>`
 ) -> Dataset: # Its record; kind of label and labels are known when its rows are
     "The record of data of your own; nothing is read yet."
-    return Dataset(own_name(name), name, load_taught, fingerprint=own_fingerprint, source=name)
+    return Dataset(own_name(name), name, load_taught, fingerprint=own_fingerprint, at_once=name.startswith(_HUB),
+                   source=name)
 
 # %% ../../nbs/data/09_own.ipynb #78da25f6
 def load_taught(

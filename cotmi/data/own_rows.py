@@ -211,10 +211,12 @@ class Said(NamedTuple):
         return self.rationales[0] if self.rationales else Parsed("", "", "empty rationale")
 
 # %% ../../nbs/data/08b_own_rows.ipynb #3d3cf758
-def _text(layout: Layout, row: Mapping[str, Any], part: str) -> str:
+_Texts = Mapping[tuple[str, bool], str | None] # by `Layout.told`, so that every cell is read once
+
+def _text(layout: Layout, texts: _Texts, part: str) -> str:
     "The text of a part that one column plays; empty where none does or the cell has none."
     columns = layout.columns[part]
-    return (cell_text(cell_of(row, columns[0]), part in JOINED) or "").strip() if columns else ""
+    return (texts[columns[0], part in JOINED] or "").strip() if columns else ""
 
 def _row_choices(layout: Layout, row: Mapping[str, Any]) -> Choices:
     "The choices of a row."
@@ -223,13 +225,13 @@ def _row_choices(layout: Layout, row: Mapping[str, Any]) -> Choices:
         return join_choices({column: cell_of(row, column) for column in columns})
     return read_choices(cell_of(row, columns[0])) if columns else NO_CHOICES
 
-def _filled(layout: Layout, row: Mapping[str, Any], choices: Choices) -> tuple[str, str]:
+def _filled(layout: Layout, texts: _Texts, choices: Choices) -> tuple[str, str]:
     "The input that the template makes, and the problem where a column of it is empty."
-    texts = {name: cell_text(cell_of(row, column), True) or "" if column else options_text(choices.texts)
-             for name, column in layout.named.items()}
-    if any(layout.named[name] and not text.strip() for name, text in texts.items()):
-        return "", "empty field" if any(texts[name].strip() for name, column in layout.named.items() if column) else ""
-    return fill_template(layout.pieces, texts), ""
+    fields = {name: texts[column, True] or "" if column else options_text(choices.texts)
+              for name, column in layout.named.items()}
+    if any(layout.named[name] and not text.strip() for name, text in fields.items()):
+        return "", "empty field" if any(fields[name].strip() for name, column in layout.named.items() if column) else ""
+    return fill_template(layout.pieces, fields), ""
 
 # %% ../../nbs/data/08b_own_rows.ipynb #f6da9d75
 def _row_rationales(layout: Layout, row: Mapping[str, Any]) -> tuple[Parsed, ...]:
@@ -239,9 +241,9 @@ def _row_rationales(layout: Layout, row: Mapping[str, Any]) -> tuple[Parsed, ...
     taken = layout.extractor
     return tuple(extract(taken, text) if taken else Parsed(text, "", "") for text in texts)
 
-def _missing_because(layout: Layout, row: Mapping[str, Any], choices: Choices, rationales: Sequence[Parsed]) -> str:
+def _missing_because(layout: Layout, texts: _Texts, choices: Choices, rationales: Sequence[Parsed]) -> str:
     "Why the input or the label of a row cannot be had, beyond that its cell is empty."
-    if any(cell_text(cell_of(row, column), join) is None for column, join in layout.told):
+    if None in texts.values():
         return "unusable cell"
     if layout.columns["choices"] and len(choices.texts) < 2:
         return "unusable choices"
@@ -250,11 +252,11 @@ def _missing_because(layout: Layout, row: Mapping[str, Any], choices: Choices, r
     return ""
 
 # %% ../../nbs/data/08b_own_rows.ipynb #07be301d
-def _row_labels(layout: Layout, row: Mapping[str, Any], rationales: Sequence[Parsed]) -> tuple[str, str | None]:
+def _row_labels(layout: Layout, texts: _Texts, rationales: Sequence[Parsed]) -> tuple[str, str | None]:
     "The gold label and the teacher's, which is the one taken out of a text where a column has the gold one."
     taken = rationales[0].label if layout.extractor and rationales else ""
-    gold = _text(layout, row, "label") if layout.columns["label"] else taken
-    teacher = _text(layout, row, "teacher_label") if layout.columns["teacher_label"] else (
+    gold = _text(layout, texts, "label") if layout.columns["label"] else taken
+    teacher = _text(layout, texts, "teacher_label") if layout.columns["teacher_label"] else (
         taken if layout.extractor and layout.columns["label"] else None)
     return layout.words.get(gold, gold), teacher and layout.words.get(teacher, teacher)
 
@@ -264,10 +266,11 @@ def read_row(
 ) -> Said: # Nothing of it is judged
     "What the cells of a row say."
     choices, rationales = _row_choices(layout, row), _row_rationales(layout, row)
-    text, empty = _filled(layout, row, choices) if layout.pieces else (_text(layout, row, "input"), "")
-    gold, teacher = _row_labels(layout, row, rationales)
-    return Said(_text(layout, row, "id"), text, gold, rationales, teacher, choices,
-                empty or _missing_because(layout, row, choices, rationales), row)
+    texts = {(column, join): cell_text(cell_of(row, column), join) for column, join in layout.told}
+    text, empty = _filled(layout, texts, choices) if layout.pieces else (_text(layout, texts, "input"), "")
+    gold, teacher = _row_labels(layout, texts, rationales)
+    return Said(_text(layout, texts, "id"), text, gold, rationales, teacher, choices,
+                empty or _missing_because(layout, texts, choices, rationales), row)
 
 # %% ../../nbs/data/08b_own_rows.ipynb #8517678f
 class Understood(NamedTuple):

@@ -260,8 +260,9 @@ def _delimited(path: Path, text: IO[str], separator: str, quoting: bool) -> Tabl
         if len(row) > len(names):
             _check_width(path, names, len(rows) + 1, reader.line_num, row)
             longer += 1
-        gaps = [None] * (len(names) - len(row))
-        rows.append(dict(zip(names, [*row[:len(names)], *gaps], strict=True)))
+        if len(row) < len(names):
+            row += [None] * (len(names) - len(row))
+        rows.append(dict(zip(names, row, strict=False))) # cells behind the last column are empty
     note = f"{path.name}: {longer:,} rows end in a separator; the empty cell behind it was dropped."
     return Table(rows, (note,) if longer else ())
 

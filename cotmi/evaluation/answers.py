@@ -34,7 +34,7 @@ def _after_rationale(
     marker = tokenizer(f" {ANSWER_MARKER}", add_special_tokens=False)["input_ids"]
     head = tokenizer(rationale, add_special_tokens=False)["input_ids"] if rationale else []
     targets, starts = [], []
-    for tail in tails.ids:
+    for tail in tails.ids.to_pylist():
         kept = head[:max_length - len(tail)]
         shared = next((i for i, (a, b) in enumerate(zip(marker, tail, strict=False)) if a != b), len(marker))
         targets.append(kept + tail)
@@ -56,7 +56,7 @@ def label_targets(
     layout = layout or own_call_layout(tokenizer)
     if get_method(method).joined_target:
         return _after_rationale(tokenizer, labels, rationale, max_length, layout)
-    return target_tokens(list(labels), tokenizer, layout, max_length).ids, [0] * len(labels)
+    return target_tokens(list(labels), tokenizer, layout, max_length).ids.to_pylist(), [0] * len(labels)
 
 # %% ../../nbs/evaluation/04_answers.ipynb #88f3ace5
 class _Answers(NamedTuple):

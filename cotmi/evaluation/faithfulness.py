@@ -32,9 +32,9 @@ def _gold_given(
                                       lengths.target, student.layout)
         targets.append(target)
         starts.append(start)
-    inputs = input_tokens(texts, "predict", config.method, student.tokenizer, student.layout, lengths.input).ids
+    told = input_tokens(texts, "predict", config.method, student.tokenizer, student.layout, lengths.input)
     return np.concatenate(
-        target_log_likelihoods(student, inputs, targets, starts, config.eval_batch_size, progress))
+        target_log_likelihoods(student, told.ids.to_pylist(), targets, starts, config.eval_batch_size, progress))
 
 # %% ../../nbs/evaluation/05_faithfulness.ipynb #1a5a0f01
 def rationale_effect(

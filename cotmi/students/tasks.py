@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -21,6 +22,8 @@ from ..core import StudentError
 from ..data.examples import SEGMENT_SEPARATOR
 from .layout import TextLayout, own_call_layout
 from .methods import ANSWER_MARKER, METHODS, get_method
+from .token_lists import IDS, joined, repeated, shortened, token_lists, with_rows
+from .words import ids_by_words
 
 # %% ../../nbs/students/01_tasks.ipynb #27562177
 PREFIXES = {task: METHODS["dss"].prefix(task) for task in METHODS["dss"].tasks}
@@ -35,49 +38,52 @@ def student_input(
     return get_method(method).prefix(task) + text.replace(SEGMENT_SEPARATOR, between)
 
 # %% ../../nbs/students/01_tasks.ipynb #deb2c7eb
-_SAMPLE = 32 # texts on which the two ways are held against each other
+_SAMPLE = 32 # texts on which the ways are held against each other
+_MANY = 1_000 # texts from which on finding their words pays
 
 # %% ../../nbs/students/01_tasks.ipynb #dfd7ec1d
-def _called(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, **options) -> list[list[int]]:
+def _called(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, **options) -> pa.ListArray:
     "Token ids as the tokenizer's own call gives them."
+    if not texts:
+        return token_lists([])
     given: dict[str, Any] = {"text_target": texts} if target else {"text": texts}
-    return cast(Any, tokenizer)(**given, padding=False, verbose=False, **options)["input_ids"] if texts else []
+    return token_lists(cast(Any, tokenizer)(**given, padding=False, verbose=False, **options)["input_ids"])
 
 # %% ../../nbs/students/01_tasks.ipynb #240c989d
-def _whole_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, special: bool) -> list[list[int]]:
+def _quick_ids(backend: Any, texts: list[str], special: bool) -> Iterator[pa.ListArray]:
+    "Token ids in the quicker ways, the quickest first."
+    if len(texts) >= _MANY and (made := ids_by_words(backend, texts, special)) is not None:
+        yield made
+    yield token_lists([encoding.ids for encoding in backend.encode_batch_fast(texts, False, special)])
+
+# %% ../../nbs/students/01_tasks.ipynb #14ed5f3d
+def _whole_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, special: bool) -> pa.ListArray:
     "Token ids of texts, however long they are."
-    sample, rest = texts[:_SAMPLE], texts[_SAMPLE:]
-    said = _called(tokenizer, sample, target, truncation=False, add_special_tokens=special)
+    found = pa.array(texts, pa.string()).dictionary_encode() # each different text is read once
+    different, options = found.dictionary.to_pylist(), {"truncation": False, "add_special_tokens": special}
+    sample = sorted({at * len(different) // _SAMPLE for at in range(_SAMPLE)} | {len(different) - 1}) if texts else []
+    said = _called(tokenizer, [different[row] for row in sample], target, **options) # and nothing is cut from now on
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not rest or backend is None or said != [e.ids for e in backend.encode_batch_fast(sample, False, special)]:
-        return said + _called(tokenizer, rest, target, truncation=False, add_special_tokens=special)
-    return said + [encoding.ids for encoding in backend.encode_batch_fast(rest, False, special)]
+    for made in _quick_ids(backend, different, special) if backend is not None and len(different) > _SAMPLE else ():
+        if made.take(pa.array(sample, pa.int64())).equals(said):
+            return made.take(found.indices)
+    return _called(tokenizer, different, target, **options).take(found.indices)
 
 # %% ../../nbs/students/01_tasks.ipynb #9b8db58c
 @dataclass(frozen=True)
 class Tokens:
     "Texts as tokens."
-    ids: list[list[int]] # Cut where they are longer than the limit
-    counts: list[int] # Tokens before any cut
+    ids: pa.ListArray # A row of token ids each, cut where they are longer than the limit
+    counts: np.ndarray # [texts] tokens before any cut
 
 # %% ../../nbs/students/01_tasks.ipynb #088b098e
 def _own_call(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int, target: bool = False) -> Tokens:
-    "Tokenise texts, each different one once."
-    place = {text: at for at, text in enumerate(dict.fromkeys(texts))}
-    ids = _whole_ids(tokenizer, list(place), target, True)
-    counts = [len(each) for each in ids]
-    long = [text for text, at in place.items() if counts[at] > limit]
-    for text, cut in zip(long, _called(tokenizer, long, target, truncation=True, max_length=limit), strict=True):
-        ids[place[text]] = cut
-    rows = [place[text] for text in texts]
-    return Tokens([ids[row] for row in rows], [counts[row] for row in rows])
-
-# %% ../../nbs/students/01_tasks.ipynb #d29ce4ec
-def _distinct_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    "Token ids of texts with nothing added, each different text read once."
-    place = {text: at for at, text in enumerate(dict.fromkeys(texts))}
-    ids = _whole_ids(tokenizer, list(place), False, False)
-    return [ids[place[text]] for text in texts]
+    "Tokenise texts as the tokenizer's own call does."
+    ids = _whole_ids(tokenizer, texts, target, True)
+    counts = ids.value_lengths().to_numpy()
+    long = np.flatnonzero(counts > limit)
+    right = _called(tokenizer, [texts[row] for row in long], target, truncation=True, max_length=limit)
+    return Tokens(with_rows(ids, long, right), counts)
 
 # %% ../../nbs/students/01_tasks.ipynb #520dfd72
 def task_tails(
@@ -87,14 +93,14 @@ def task_tails(
 ) -> dict[str, list[int]]: # Task to token ids
     "For each task of `PREFIXES` the tokens between input and target."
     texts = [layout.around(get_method(method).prefix(task))[1] for task in PREFIXES]
-    return dict(zip(PREFIXES, _distinct_ids(tokenizer, texts), strict=True))
+    return dict(zip(PREFIXES, _whole_ids(tokenizer, texts, False, False).to_pylist(), strict=True))
 
 # %% ../../nbs/students/01_tasks.ipynb #9347dbe2
 def _room(tokenizer: PreTrainedTokenizerBase, layout: TextLayout, method: str, limit: int) -> int:
     "Tokens that an input may have of its own and of what stands before it, the same in both tasks."
     behind = max(len(tail) for tail in task_tails(tokenizer, layout, method).values())
-    before = max(len(ids) for ids in _distinct_ids(
-        tokenizer, [layout.around(get_method(method).prefix(task))[0] for task in PREFIXES]))
+    openings = [layout.around(get_method(method).prefix(task))[0] for task in PREFIXES]
+    before = max(_whole_ids(tokenizer, openings, False, False).value_lengths().to_pylist())
     room = limit - len(layout.start) - behind
     if room <= before:
         raise StudentError(f"max_input_length is {limit}, but the student's prompt alone takes "
@@ -109,15 +115,16 @@ def input_tokens(
     tokenizer: PreTrainedTokenizerBase, # The student's tokenizer
     layout: TextLayout, # How the student's texts are laid out
     limit: int, # Tokens of an input at the most, all that stands around it included
-) -> Tokens: # A list of token ids each
+) -> Tokens: # A row each
     "Tokenise inputs of one task; raises `StudentError` where the limit leaves no room for them."
     if layout.end is None:
         return _own_call(tokenizer, [student_input(text, task, method, layout.between) for text in texts], limit)
     before, _ = layout.around(get_method(method).prefix(task))
-    heads = _distinct_ids(tokenizer, [before + text.replace(SEGMENT_SEPARATOR, layout.between) for text in texts])
+    heads = _whole_ids(tokenizer, [before + text.replace(SEGMENT_SEPARATOR, layout.between) for text in texts], False,
+                       False)
     room, tail = _room(tokenizer, layout, method, limit), task_tails(tokenizer, layout, method)[task]
-    ids = [[*layout.start, *head[:room], *tail] for head in heads]
-    return Tokens(ids, [limit - room + len(head) for head in heads])
+    ids = joined(repeated(layout.start, len(texts)), shortened(heads, room), repeated(tail, len(texts)))
+    return Tokens(ids, heads.value_lengths().to_numpy() + limit - room)
 
 # %% ../../nbs/students/01_tasks.ipynb #39fe8221
 def target_tokens(
@@ -126,12 +133,13 @@ def target_tokens(
     layout: TextLayout, # How the student's texts are laid out
     limit: int, # Tokens of a target at the most, its end included
     as_target: bool = True, # Whether the tokenizer is told so, where its own call is used
-) -> Tokens: # A list of token ids each
+) -> Tokens: # A row each
     "Tokenise targets, each with its end."
     if layout.end is None:
         return _own_call(tokenizer, texts, limit, as_target)
-    whole = _distinct_ids(tokenizer, texts)
-    return Tokens([[*ids[:limit - 1], layout.end] for ids in whole], [len(ids) + 1 for ids in whole])
+    whole = _whole_ids(tokenizer, texts, False, False)
+    return Tokens(joined(shortened(whole, limit - 1), repeated([layout.end], len(texts))),
+                  whole.value_lengths().to_numpy() + 1)
 
 # %% ../../nbs/students/01_tasks.ipynb #e753d475
 def _joined_targets(tokenizer: PreTrainedTokenizerBase, layout: TextLayout, rationales: list[str], labels: list[str],
@@ -139,14 +147,14 @@ def _joined_targets(tokenizer: PreTrainedTokenizerBase, layout: TextLayout, rati
     "Tokens of `rationale answer: label`, the rationale cut where they would be longer than `limit`."
     heads = _whole_ids(tokenizer, rationales, False, False)
     tails = target_tokens([f" {ANSWER_MARKER} {label}" for label in labels], tokenizer, layout, limit, False)
-    ids = [head[:limit - len(tail)] + tail for head, tail in zip(heads, tails.ids, strict=True)]
-    return Tokens(ids, [len(head) + count for head, count in zip(heads, tails.counts, strict=True)])
+    room = limit - tails.ids.value_lengths().to_numpy()
+    return Tokens(joined(shortened(heads, room), tails.ids), heads.value_lengths().to_numpy() + tails.counts)
 
 # %% ../../nbs/students/01_tasks.ipynb #688e8980
 TASK_COLUMNS = ("predict_input_ids", "label_ids", "explain_input_ids", "rationale_ids")
 COUNT_COLUMNS = tuple(column.replace("_ids", "_tokens") for column in TASK_COLUMNS) # before any cut
 
-TOKEN_SCHEMA = pa.schema([("id", pa.string()), *((name, pa.list_(pa.int32())) for name in TASK_COLUMNS),
+TOKEN_SCHEMA = pa.schema([("id", pa.string()), *((name, IDS) for name in TASK_COLUMNS),
                           *((name, pa.int32()) for name in COUNT_COLUMNS)])
 
 # %% ../../nbs/students/01_tasks.ipynb #bc69a230
@@ -154,9 +162,9 @@ def _token_batch(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, meth
                  max_target_length: int, layout: TextLayout) -> pa.RecordBatch:
     "Rows of examples as rows of `TOKEN_SCHEMA`."
     labels, rationales = ([text or "" for text in rows[column]] for column in ("label", "rationale"))
-    joined = get_method(method).joined_target
+    joint = get_method(method).joined_target
     made = [input_tokens(rows["input"], "predict", method, tokenizer, layout, max_input_length),
-            _joined_targets(tokenizer, layout, rationales, labels, max_target_length) if joined
+            _joined_targets(tokenizer, layout, rationales, labels, max_target_length) if joint
             else target_tokens(labels, tokenizer, layout, max_target_length),
             input_tokens(rows["input"], "explain", method, tokenizer, layout, max_input_length),
             target_tokens(rationales, tokenizer, layout, max_target_length)]
@@ -164,7 +172,7 @@ def _token_batch(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, meth
     return pa.record_batch([pa.array(x, f.type) for x, f in zip(arrays, TOKEN_SCHEMA, strict=True)], TOKEN_SCHEMA)
 
 # %% ../../nbs/students/01_tasks.ipynb #449bb299
-_ROWS = 10_000 # tokenised at a time
+_ROWS = 20_000 # tokenised at a time
 
 def token_batches(
     examples: Dataset, # Columns input, label, rationale and id
