@@ -156,7 +156,7 @@ def lora_table(found: dict[str, dict], batch: int, steps: int) -> list[str]:
     weights = next(iter(found.values()))["weights_mb"]
     lines = [f"Steps of DSS of a SmolLM2-135M's shape with random weights ({weights:.0f} MB in float32), batch "
              f"{batch}, {TOKENS['input']} tokens of input, {TOKENS['label']} of label, {TOKENS['rationale']} of "
-             f"rationale; peak over {steps} steps above the weights: gradients, AdamW, activations and the adapter.", "",
+             f"rationale; peak over {steps} steps above the weights: gradients, AdamW, activations, adapter.", "",
              "| trained | values | peak MB above weights | processor s a step |", "|---|---|---|---|"]
     return lines + [f"| {name} | {side['trained']:,} | {side['mb']:.0f} | {side['processor_seconds']:.1f} |"
                     for name, side in found.items()]
