@@ -61,12 +61,12 @@ def head_cost(implementation: str) -> dict:
             "total": terms.total.item(), "gradient_norm": weight.grad.norm().item()}
 
 
-def step_of(student: Student, family, optimiser, batch) -> None:
+def step_of(model: LlamaForCausalLM, family, optimiser, batch) -> None:
     "One optimiser step of DSS."
-    predict, explain = family.forward_tasks(student.model, batch, None, False)
+    predict, explain = family.forward_tasks(model, batch, None, False)
     vocabulary_pass("fused", predict.hidden, predict.labels, explain.hidden, explain.labels,
-                    *family.head(student.model), weights=term_weights(0.5, 0.0)).total.backward()
-    nn.utils.clip_grad_norm_(student.model.parameters(), CLIP)
+                    *family.head(model), weights=term_weights(0.5, 0.0)).total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
@@ -90,7 +90,7 @@ def prompt_cost(dataset: str, rows: int, batch: int, steps: int) -> dict:
         made = collate([plain[row] for row in next(order)])
         for name, family in families.items():
             worked = time.process_time()
-            step_of(student, family, optimiser, made)
+            step_of(model, family, optimiser, made)
             if step >= 0:
                 spent[name].append(time.process_time() - worked)
     ratios = [apart / shared for apart, shared in zip(spent["apart"], spent["shared"], strict=True)]
@@ -122,7 +122,7 @@ def training_cost(trained: str, batch: int, steps: int) -> dict:
     optimiser, spent = torch.optim.AdamW(learns, lr=1e-4, fused=True), []
     for _ in range(steps):
         worked = time.process_time()
-        step_of(Student(model, None, "random", None), CAUSAL, optimiser, made)
+        step_of(model, CAUSAL, optimiser, made)
         spent.append(time.process_time() - worked)
     share, every = trained_values(model)
     return {"mb": resident_mb(peak=True) - before, "weights_mb": weights, "trained": share, "parameters": every,
