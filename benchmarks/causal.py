@@ -1,8 +1,9 @@
-"""Decoder-only students: the vocabulary pass of a Qwen2.5-0.5B, and what a shared prompt saves.
+"""Decoder-only students: the vocabulary pass of a Qwen2.5-0.5B, what a shared prompt saves, and what LoRA saves.
 
-    python -m benchmarks.causal            both tables; the last line is a JSON object
+    python -m benchmarks.causal            all three tables; the last line is a JSON object
     python -m benchmarks.causal --head     the vocabulary pass alone
     python -m benchmarks.causal --prompt   the shared prompt alone
+    python -m benchmarks.causal --lora     LoRA beside all weights alone; needs peft
 
 Tables go to benchmarks/results. What is measured and how: benchmarks/README.md.
 """
@@ -24,6 +25,7 @@ from benchmarks.sides import CLIP
 from benchmarks.step import RESULTS
 from benchmarks.text import make_tokenizer, split_rows
 from cotmi.core import to_json, write_json, write_text
+from cotmi.students.adapters import AdapterOptions, add_adapter, trained_values
 from cotmi.students.batches import LengthGroupedBatches, TwoTaskCollator, example_lengths
 from cotmi.students.causal import CAUSAL
 from cotmi.students.layout import plain_layout
@@ -35,6 +37,10 @@ from cotmi.training.losses import term_weights
 HEAD = dict(words=151_936, width=896, batch=16, rationale=64, label=4) # of a Qwen2.5-0.5B
 STUDENT = dict(hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4)
 WORDS = 32_128
+SMALL = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+             num_key_value_heads=3, vocab_size=49_152, tie_word_embeddings=True) # of a SmolLM2-135M
+TOKENS = dict(input=57, label=4, rationale=29) # means of CQA
+TRAINED = {"all weights": None, "LoRA, rank 16, all linear layers": AdapterOptions("lora", 16, target="all-linear")}
 
 
 def head_cost(implementation: str) -> dict:
@@ -55,12 +61,12 @@ def head_cost(implementation: str) -> dict:
             "total": terms.total.item(), "gradient_norm": weight.grad.norm().item()}
 
 
-def step_of(student: Student, family, optimiser, batch) -> None:
+def step_of(model: LlamaForCausalLM, family, optimiser, batch) -> None:
     "One optimiser step of DSS."
-    predict, explain = family.forward_tasks(student.model, batch, None, False)
+    predict, explain = family.forward_tasks(model, batch, None, False)
     vocabulary_pass("fused", predict.hidden, predict.labels, explain.hidden, explain.labels,
-                    *family.head(student.model), weights=term_weights(0.5, 0.0)).total.backward()
-    nn.utils.clip_grad_norm_(student.model.parameters(), CLIP)
+                    *family.head(model), weights=term_weights(0.5, 0.0)).total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
@@ -84,7 +90,7 @@ def prompt_cost(dataset: str, rows: int, batch: int, steps: int) -> dict:
         made = collate([plain[row] for row in next(order)])
         for name, family in families.items():
             worked = time.process_time()
-            step_of(student, family, optimiser, made)
+            step_of(model, family, optimiser, made)
             if step >= 0:
                 spent[name].append(time.process_time() - worked)
     ratios = [apart / shared for apart, shared in zip(spent["apart"], spent["shared"], strict=True)]
@@ -92,6 +98,35 @@ def prompt_cost(dataset: str, rows: int, batch: int, steps: int) -> dict:
             "mean_tokens": np.round(lengths.mean(0), 1).tolist(), "ratio": statistics.median(ratios),
             "ratio_low": min(ratios), "ratio_high": max(ratios),
             **{f"{name}_seconds": statistics.median(each) for name, each in spent.items()}}
+
+
+def random_rows(count: int, words: int) -> list[dict[str, list[int]]]:
+    "Examples of CQA's mean lengths, in random tokens."
+    random = np.random.default_rng(0)
+    named = {"predict_input_ids": "input", "label_ids": "label", "explain_input_ids": "input",
+             "rationale_ids": "rationale"}
+    return [{column: random.integers(3, words, TOKENS[part]).tolist() for column, part in named.items()}
+            for _ in range(count)]
+
+
+def training_cost(trained: str, batch: int, steps: int) -> dict:
+    "Peak MB of training steps of DSS above the model's weights, and their processor seconds."
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, pad_token_id=0, eos_token_id=1)).train()
+    made = TwoTaskCollator(0)(random_rows(batch, SMALL["vocab_size"]))
+    reset_peak()
+    before, weights = resident_mb(), sum(p.numel() for p in model.parameters()) * 4 / 2**20
+    if TRAINED[trained]:
+        add_adapter(model, TRAINED[trained])
+    learns = [p for p in model.parameters() if p.requires_grad]
+    optimiser, spent = torch.optim.AdamW(learns, lr=1e-4, fused=True), []
+    for _ in range(steps):
+        worked = time.process_time()
+        step_of(model, CAUSAL, optimiser, made)
+        spent.append(time.process_time() - worked)
+    share, every = trained_values(model)
+    return {"mb": resident_mb(peak=True) - before, "weights_mb": weights, "trained": share, "parameters": every,
+            "processor_seconds": statistics.median(spent)}
 
 
 def head_table(found: dict[str, dict]) -> list[str]:
@@ -116,28 +151,63 @@ def prompt_table(found: dict) -> list[str]:
             f"Ratio {found['ratio']:.2f} ({found['ratio_low']:.2f}–{found['ratio_high']:.2f})."]
 
 
-def main():
+def lora_table(found: dict[str, dict], batch: int, steps: int) -> list[str]:
+    "Markdown lines of LoRA beside all weights."
+    weights = next(iter(found.values()))["weights_mb"]
+    lines = [f"Steps of DSS of a SmolLM2-135M's shape with random weights ({weights:.0f} MB in float32), batch "
+             f"{batch}, {TOKENS['input']} tokens of input, {TOKENS['label']} of label, {TOKENS['rationale']} of "
+             f"rationale; peak over {steps} steps above the weights: gradients, AdamW, activations, adapter.", "",
+             "| trained | values | peak MB above weights | processor s a step |", "|---|---|---|---|"]
+    return lines + [f"| {name} | {side['trained']:,} | {side['mb']:.0f} | {side['processor_seconds']:.1f} |"
+                    for name, side in found.items()]
+
+
+def parsed() -> argparse.Namespace:
+    "The command's options; the three tables are all wanted where none is named."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--head", action="store_true", help="the vocabulary pass alone")
-    parser.add_argument("--prompt", action="store_true", help="the shared prompt alone")
+    parser.add_argument("--head", action="store_true", help="the vocabulary pass")
+    parser.add_argument("--prompt", action="store_true", help="the shared prompt")
+    parser.add_argument("--lora", action="store_true", help="LoRA beside all weights; needs peft")
     parser.add_argument("--rows", type=int, default=2_000, help="training rows for the shared prompt")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="examples a step, not of the vocabulary pass")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
     parser.add_argument("--pass", dest="one_pass", choices=("plain", "fused"), help=argparse.SUPPRESS)
+    parser.add_argument("--trained", choices=tuple(TRAINED), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.whole = not (options.head or options.prompt or options.lora)
+    return options
+
+
+def measured(options: argparse.Namespace) -> tuple[dict, list[str]]:
+    "The tables that are asked for: figures by name, and Markdown lines."
+    report, lines = {}, []
+    if options.head or options.whole:
+        report["head"] = {name: in_fresh_process("benchmarks.causal", "--pass", name) for name in ("plain", "fused")}
+        lines += ["", *head_table(report["head"])]
+    if options.prompt or options.whole:
+        report["prompt"] = prompt_cost("cqa", options.rows, options.batch, options.steps)
+        lines += ["", *prompt_table(report["prompt"])]
+    if options.lora or options.whole:
+        each = ("--batch", str(options.batch), "--steps", str(options.steps))
+        report["lora"] = {name: in_fresh_process("benchmarks.causal", "--trained", name, *each) for name in TRAINED}
+        lines += ["", *lora_table(report["lora"], options.batch, options.steps)]
+    return report, lines
+
+
+def main():
+    options = parsed()
     if options.one_pass:
         print(json.dumps(head_cost(options.one_pass)))
         return
+    if options.trained:
+        print(json.dumps(training_cost(options.trained, options.batch, options.steps)))
+        return
     report: dict = {"machine": describe(), "command": " ".join(["python -m benchmarks.causal", *sys.argv[1:]])}
+    found, tables = measured(options)
+    report |= found
     lines = [f"Measured with `{report['command']}` on: "
-             + ", ".join(f"{key} {value}" for key, value in report["machine"].items()) + "."]
-    if not options.prompt:
-        report["head"] = {name: in_fresh_process("benchmarks.causal", "--pass", name) for name in ("plain", "fused")}
-        lines += ["", *head_table(report["head"])]
-    if not options.head:
-        report["prompt"] = prompt_cost("cqa", options.rows, options.batch, options.steps)
-        lines += ["", *prompt_table(report["prompt"])]
-    if not options.head and not options.prompt:
+             + ", ".join(f"{key} {value}" for key, value in report["machine"].items()) + ".", *tables]
+    if options.whole:
         write_json(RESULTS / "causal.json", report)
         write_text(RESULTS / "causal.md", "\n".join(lines) + "\n")
     print("\n".join(lines), to_json(report, None), sep="\n")

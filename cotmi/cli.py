@@ -75,6 +75,8 @@ _Params = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAM
 _Out = Annotated[Path | None, typer.Option("--out", help="Outputs folder; that of settings.ini if not given.",
                                            show_default=False)]
 _Force = Annotated[bool, typer.Option("--force", help="Run anew even if a complete run of this configuration exists.")]
+_Processes = Annotated[int, typer.Option(min=1, help="Processes that train a student together on one machine, such as "
+                                                     "one a GPU; each takes its rows of every batch.")]
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -153,8 +155,7 @@ def run_command(
     param: _Params = None, out: _Out = None, force: _Force = False,
     reuse: Annotated[bool, typer.Option("--reuse", help="Show a complete run of this configuration instead of "
                                                         "refusing to overwrite it.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that train the student together on this machine, "
-                                                       "such as one a GPU; each takes its rows of every batch.")] = 1,
+    processes: _Processes = 1,
 ) -> None:
     "Run an experiment notebook; its results and the executed notebook go to a run folder."
     from cotmi.runs.experiments import check_parameters, experiment_parameters, find_experiment, run_experiment
@@ -523,7 +524,7 @@ def sweep_command(
     on: _On = "local",
     workers: Annotated[int | None, typer.Option(min=1, show_default=False, help="Runs at a time; 1 on this machine, "
                                                 "as many as the cluster gives elsewhere.")] = None,
-    option: _Options = None,
+    option: _Options = None, processes: _Processes = 1,
     status: Annotated[bool, typer.Option("--status", help="Show how far every run is, and stop.")] = False,
     html: Annotated[Path | None, typer.Option(help="Keep a page up to date that shows how far every run is.",
                                               show_default=False)] = None,
@@ -538,7 +539,8 @@ def sweep_command(
     from cotmi.runs.sweep_command import SweepRequest, best_text, check_sweep, make_sweep, write_page
 
     options = dict(_pairs(option or [], "-o"))
-    request = SweepRequest(find_sweep(file), out, force, on, workers, options, max_runs, html, every, detach)
+    request = SweepRequest(find_sweep(file), out, force, on, workers, options, max_runs, html, every, detach,
+                           processes)
     asked, runs, due = check_sweep(request)
     if status:
         write_page(request, runs)

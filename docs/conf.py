@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,10 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
-from api import Source, top_names  # noqa: E402
+import api  # noqa: E402
+from docutils import nodes  # noqa: E402
+from sphinx import addnodes  # noqa: E402
+from sphinx.transforms import SphinxTransform  # noqa: E402
 
 project = "cotmi"
 author = "The cotmi developers"
@@ -20,6 +24,8 @@ extensions = ["myst_nb", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 nb_execution_mode = "off" # docs/build.py runs the notebooks
 nb_merge_streams = True
+nb_output_stderr = "remove"
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_render_markdown_format = "myst" # tables in Markdown outputs
 suppress_warnings = ["misc.highlighting_failure"] # shell lines in a cell; the lexer copes
 nb_number_source_lines = False
@@ -52,17 +58,48 @@ pygments_dark_style = "github-dark"
 
 
 @cache # viewcode asks once for every name
-def text_and_tags(module):
-    path = ROOT / f"{module.replace('.', '/')}.py"
-    if not path.exists():
+def text_and_places(module):
+    if not (ROOT / f"{module.replace('.', '/')}.py").exists():
         return None
-    source = Source(path)
-    return source.text, source.tags
+    found = api.module(module)
+    kinds = {"class": "class", "exception": "class", "data": "other"}
+    return found.filepath.read_text(encoding="utf-8"), {
+        api.short_name(t): (kinds.get(api.directive(t), "def"), *api.place(t)) for t in api.things(found)}
 
 
 def find_source(app, module):
     "Give viewcode the text and the places of our names, so that it imports nothing."
-    return text_and_tags(module)
+    return text_and_places(module)
+
+
+class NameLinks(SphinxTransform):
+    "Names of ours in `code` become references: the whole of it, or classes and constants in it, as in a type."
+    default_priority = 900
+
+    def apply(self, **_) -> None:
+        module = "cotmi." + self.env.docname.removeprefix("reference/").replace("/", ".")
+        taken = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_signature)
+        for literal in list(self.document.findall(nodes.literal)):
+            if "name" not in literal["classes"] and not any(isinstance(n, taken) for n in above(literal)):
+                text = literal.astext()
+                literal.children = []
+                literal += list(self.parts(text, module))
+
+    def parts(self, text: str, module: str) -> Iterator[nodes.Node]:
+        "The text in pieces, of which names of ours are references."
+        for piece in re.split(r"([A-Za-z_][\w.]*(?:\(\))?)", text):
+            full = api.meaning(piece.removesuffix("()"), module)
+            # a plain lower-case word may mean the thing, not the function; within a text only `Run` or `BOUNDS` is ours
+            if full and (not re.fullmatch(r"[a-z]+", piece) if piece == text else piece[0].isupper()):
+                yield addnodes.pending_xref("", nodes.Text(piece), refdomain="py", reftype="obj", reftarget=full,
+                                            refexplicit=True, refwarn=True, refdoc=self.env.docname)
+            elif piece:
+                yield nodes.Text(piece)
+
+
+def above(node: nodes.Node) -> Iterator[nodes.Node]:
+    while node := node.parent:
+        yield node
 
 
 def visit_math(self, node, display):
@@ -89,12 +126,13 @@ def copy_plotly(app, error):
 def add_top_names(app, env):
     "Let `cotmi.train` and the other names at the top of the package be linked to by both names."
     objects = env.get_domain("py").objects
-    for name, full in top_names().items():
+    for name, full in api.top_names().items():
         if full in objects and name not in objects:
             objects[name] = objects[full]._replace(aliased=True)
 
 
 def setup(app):
+    app.add_transform(NameLinks)
     app.connect("env-updated", add_top_names)
     app.connect("viewcode-find-source", find_source)
     app.connect("build-finished", copy_plotly)

@@ -98,7 +98,8 @@ def test_every_cell_is_text_or_unusable(value):
 
 
 @QUIET
-@given(st.lists(TEXT.filter(lambda t: t.isascii() and t.isprintable() and t.strip() == t), min_size=1, max_size=4))
+@given(st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=40).map(str.strip)
+                .filter(bool), min_size=1, max_size=4))
 def test_xml_comes_back(tmp_path, texts):
     from xml.sax.saxutils import escape
 

@@ -17,7 +17,7 @@ from cotmi.runs.run_process import as_job
 from cotmi.runs.sweep import sweep_folder
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow, *small.PATIENCE,
     pytest.mark.skipif(bool(MISSING), reason=f"SLURM's programs are not all here: {', '.join(MISSING)}"),
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="SLURM's daemons are started as root"),
 ]
@@ -66,13 +66,13 @@ def swept(tmp_path_factory):
         command.send_signal(signal.SIGKILL) # the terminal is closed
         command.wait()
         again = small.cotmi(place, "sweep", "small.yaml", "--on", "slurm")
-        small.wait_until("the queue", lambda: not ask(slurm, "squeue", "-h", "-o", "%i").strip(), 900)
+        small.wait_until("the queue", lambda: not ask(slurm, "squeue", "-h", "-o", "%i").strip(), 300 * small.RUNS)
         yield place, runs, set(cut_off), again, slurm
 
 
 def test_every_run_is_done_once_and_as_by_itself(swept, tmp_path):
     place, runs, cut_off, _, _ = swept
-    small.make_reference(place / "small.yaml", tmp_path, min(3, small.RUNS))
+    small.make_reference(place / "small.yaml", tmp_path, 3)
     assert len(runs) == small.RUNS and len(cut_off) == 2
     small.check_done_once(runs, tmp_path, cut_off)
 
@@ -108,3 +108,25 @@ def test_what_sbatch_refuses_is_said(swept, tmp_path):
     with pytest.raises(RunError, match="nowhere|partition"):
         slurm_engine.submit([as_job(runs[0])], options)
     assert Run(runs[0].folder).status == "complete"
+
+
+@pytest.mark.skipif(not small.MANY, reason="a run of minutes: COTMI_SWEEP_RUNS=12 makes it as well")
+def test_a_run_gets_on_under_a_time_limit_that_it_exceeds(tmp_path):
+    "SLURM ends the job at its shortest limit, as often as it takes, and the run is as one without a limit."
+    pytest.importorskip("submitit")
+    path = small.write_sweep(tmp_path, "long.yaml", 1, max_steps=4000, eval_steps=100)
+    (run,) = small.planned(path, tmp_path / "outputs")
+    # SLURM looks every half minute whom to warn: any longer notice takes half of the minute.
+    words = ("--on", "slurm", "-o", "time", 1, "-o", "signal_delay_s", 5)
+    with tiny_slurm(tmp_path / "daemons") as slurm:
+        done = small.cotmi(tmp_path, "sweep", path.name, *words, seconds=3000, SLURM_CONF=slurm["SLURM_CONF"])
+        assert done.returncode == 0, done.stderr
+        (job,) = ask(slurm, "scontrol", "show", "job", "--oneliner").splitlines()
+    facts = dict(word.split("=", 1) for word in job.split() if "=" in word)
+    assert (facts["TimeLimit"], facts["JobState"]) == ("00:01:00", "COMPLETED")
+    assert 2 <= small.starts(run) <= 1 + int(facts["Restarts"]) # a start may be cut off before the run is begun
+    small.make_reference(path, tmp_path / "reference", 1)
+    made, place = Run(run.folder), tmp_path / "reference" / "demo" / run.folder.name
+    assert (made.status, made.problems) == ("complete", [])
+    small.check_equal(made, Run(place))
+    print(f"ended by the limit {facts['Restarts']} times, begun {small.starts(run)} times")

@@ -16,8 +16,8 @@ import ipywidgets as widgets
 from ..core import CotmiError
 from .layout import card, toolbar
 from .markup import esc, quiet, remark
-from .words import duration_text
 from ..runs.kept_views import keep, kept
+from ..runs.progress import duration_text
 from ..runs.run_files import RunFiles
 
 # %% ../../nbs/dashboards/14b_reestimate.ipynb #cea8e7c7

@@ -11,8 +11,9 @@ import numpy as np
 from ..core import Interval
 from .figures import PALETTE
 from .markup import bullets, chip, esc, missing, quiet
-from .words import duration_text, ends_text, metric_text, objective_of, run_story
+from .words import ends_text, metric_text, objective_of, run_story
 from ..evaluation.metrics import get_metric
+from ..runs.progress import duration_text
 from ..runs.published_figures import PUBLISHED
 from ..runs.run_folder import Run
 

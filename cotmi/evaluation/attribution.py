@@ -148,7 +148,8 @@ def label_salience(
     rationale, text, label = str(told or "").strip(), str(answered["input"]), str(answered["predicted_label"])
     (target,), (start,) = label_targets(student.tokenizer, [label], config.method, rationale, lengths.target,
                                         student.layout)
-    (ids,) = input_tokens([text], "predict", config.method, student.tokenizer, student.layout, lengths.input).ids.to_pylist()
+    read = input_tokens([text], "predict", config.method, student.tokenizer, student.layout, lengths.input)
+    (ids,) = read.ids.to_pylist()
     made = token_attribution(student.model, family_for(student.model.config), ids, target, start)
     of_input = Salience(made.score, word_attribution(student.tokenizer, ids, made.inputs))
     if not rationale:

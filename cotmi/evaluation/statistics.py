@@ -259,10 +259,12 @@ def seeds_needed(
     power: float = 0.8, # Wanted probability of a significant result
     level: float = 0.05, # Significance level, two-sided
     most: int = 10_000, # Seeds at the most
+    paired: bool = False, # Whether runs of one seed are held against each other; `spread` is then of their differences
 ) -> int | None: # Seeds a method; None where `most` are too few
     "How many seeds of each of two methods show a difference of their means (noncentral t)."
     def reaches(seeds: int) -> bool:
-        freedom, shift = 2 * seeds - 2, difference / spread * (seeds / 2) ** 0.5
+        groups = 1 if paired else 2
+        freedom, shift = groups * (seeds - 1), difference / spread * (seeds / groups) ** 0.5
         beyond = stats.t.ppf(1 - level / 2, freedom)
         found = stats.nct.sf(beyond, freedom, shift) + stats.nct.cdf(-beyond, freedom, shift)
         return bool(found >= power)

@@ -8,6 +8,7 @@ __all__ = ['Item', 'Result', 'Unanswered', 'Reply', 'Client', 'for_each']
 # %% ../../nbs/llm/04_client.ipynb #c8acc0f6
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -53,7 +54,8 @@ class _Wire(httpx2.AsyncBaseTransport):
     def __init__(self, endpoint: Endpoint, ledger: Ledger, answered: asyncio.Event):
         self._endpoint, self._ledger, self._answered = endpoint, ledger, answered
         self._free, self._made = [], [] # transports of one connection each; the first is made when it is needed
-        secure = endpoint.address.url.startswith("https") or _proxy(endpoint) # reading certificates takes a while
+        self._proxy = _proxy(endpoint)
+        secure = endpoint.address.url.startswith("https") or self._proxy # reading certificates takes a while
         self._trusted = httpx2.create_ssl_context() if secure and not endpoint.transport else False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -91,7 +93,7 @@ def _transport(wire: _Wire) -> Any:
     endpoint, limits = wire._endpoint, httpx2.Limits(max_connections=1, max_keepalive_connections=1)
     if endpoint.transport:
         return endpoint.transport
-    wire._made.append(httpx2.AsyncHTTPTransport(verify=wire._trusted, limits=limits, proxy=_proxy(endpoint)))
+    wire._made.append(httpx2.AsyncHTTPTransport(verify=wire._trusted, limits=limits, proxy=wire._proxy))
     return wire._made[-1]
 
 def _proxy(endpoint: Endpoint) -> str | None:
@@ -105,7 +107,7 @@ async def _whole_response(inner: Any, request: httpx2.Request, endpoint: Endpoin
     try:
         async with asyncio.timeout(endpoint.timeout):
             response = await inner.handle_async_request(request)
-            async with aclosing(response):
+            async with aclosing(response.stream):
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise _TooLarge("a compressed answer, which was not asked for")
                 async for chunk in response.stream: # as the server sent it
@@ -114,7 +116,9 @@ async def _whole_response(inner: Any, request: httpx2.Request, endpoint: Endpoin
                         raise _TooLarge(f"an answer of more than {endpoint.largest:,} bytes")
     except TimeoutError as fault:
         raise httpx2.ReadTimeout(f"no whole answer within {endpoint.timeout:g} s", request=request) from fault
-    return httpx2.Response(response.status_code, headers=response.headers, content=bytes(body), request=request)
+    response.stream = httpx2.ByteStream(bytes(body))
+    await response.aread()
+    return response
 
 def _kind_of(fault: Exception) -> str:
     "The kind of a failure on the way, for the ledger."
@@ -123,18 +127,23 @@ def _kind_of(fault: Exception) -> str:
     return "cut answer" if isinstance(fault, httpx2.RemoteProtocolError) else "connection"
 
 # %% ../../nbs/llm/04_client.ipynb #0bfb28e2
+_UNTOLD = (*(f"X-Stainless-{name}" for name in (
+    "Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")),
+    "OpenAI-Organization", "OpenAI-Project", # headers about this machine and its environment
+    "x-stainless-retry-count", "x-stainless-read-timeout")
+
 def _openai_client(endpoint: Endpoint, wire: _Wire) -> openai.AsyncOpenAI:
     "The package's client for an endpoint."
     http = httpx2.AsyncClient(transport=wire, timeout=endpoint.timeout, follow_redirects=False, trust_env=False)
     return openai.AsyncOpenAI(api_key=endpoint.api_key or "none", base_url=endpoint.address.url, http_client=http,
-                              max_retries=endpoint.attempts - 1, organization="", project="",
-                              default_query=dict(endpoint.address.query))
+                              max_retries=endpoint.attempts - 1, default_query=dict(endpoint.address.query))
 
 def _headers(endpoint: Endpoint) -> dict[str, Any]:
     "Headers of every request: Azure wants its key in one of its own, and a local server wants none."
     azure = endpoint.address.azure and endpoint.api_key
     bearer = {} if endpoint.api_key and not azure else {"Authorization": openai.Omit()}
-    return {"Accept-Encoding": "identity", **({"api-key": endpoint.api_key} if azure else {}), **bearer}
+    return {**dict.fromkeys(_UNTOLD, openai.Omit()), "Accept-Encoding": "identity",
+            **({"api-key": endpoint.api_key} if azure else {}), **bearer}
 
 # %% ../../nbs/llm/04_client.ipynb #c1706943
 _FATAL = {401: "No access", 402: "No credit", 403: "No access", 404: "No such address or model"}
@@ -181,6 +190,7 @@ class Client:
         self.dialect = read_dialect(endpoint.dialect) if endpoint.dialect else known.dialect or Dialect()
         self._scouting, self._answered = False, asyncio.Event()
         self._openai = _openai_client(endpoint, _Wire(endpoint, self.ledger, self._answered))
+        self._headers, self._next = _headers(endpoint), 0.0 # when the next question may begin
 
     async def ask(self,
         wish: Wish, # What is wanted
@@ -193,6 +203,7 @@ class Client:
         if self._scouting:
             await self._answered.wait()
         self._scouting = True
+        await _turn(self)
         tries = [0]
         _tries.set(tries)
         try:
@@ -208,6 +219,16 @@ class Client:
         await self._openai.close()
 
 # %% ../../nbs/llm/04_client.ipynb #a20cd504
+_APART = 1.25e-3 # seconds, about what the processor needs for a question anyway
+
+async def _turn(client: Client) -> None:
+    "Wait until the question before has begun a moment ago."
+    now = time.monotonic()
+    begin = max(now, client._next)
+    client._next = begin + _APART
+    if begin > now:
+        await asyncio.sleep(begin - now)
+
 async def _pay(client: Client, key: str, wish: Wish) -> Answer:
     "Get an answer from the server and keep it."
     amount = most(client.endpoint, wish)
@@ -249,7 +270,7 @@ async def _worded(client: Client, wish: Wish) -> str:
         body = body_of(wish, client.endpoint.model, dialect, client.endpoint.extra)
         try:
             response = await client._openai.post(wish.path, cast_to=httpx2.Response, body=body,
-                                                 options={"headers": _headers(client.endpoint)})
+                                                 options={"headers": client._headers})
             return response.text
         except openai.APIStatusError as fault:
             _check_access(fault, client.endpoint)

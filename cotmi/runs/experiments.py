@@ -22,6 +22,7 @@ from cotmi.core import (
     ConfigError,
     CotmiError,
     RunFile,
+    Settings,
     StudentError,
     find_settings,
     load_settings,
@@ -136,12 +137,14 @@ def check_parameters(
 def planned_config(
     defaults: Mapping[str, Any], # The experiment's own parameters
     parameters: Mapping[str, Any], # What `check_parameters` made of the given ones
+    settings: Settings | None = None, # Settings in force; read if None
 ) -> RunConfig | None: # None for an experiment that trains nothing
     "The configuration that an experiment will run with."
     if "dataset" not in defaults:
         return None
     merged, fields = {**defaults, **parameters}, parameter_names()
-    config = RunConfig.resolve({k: v for k, v in merged.items() if k in fields} | (merged.get("overrides") or {}))
+    given = {k: v for k, v in merged.items() if k in fields} | (merged.get("overrides") or {})
+    config = RunConfig.resolve(given, settings)
     check_ready(config)
     return config
 

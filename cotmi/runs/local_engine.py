@@ -41,11 +41,15 @@ def visible_gpus(
     return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()] if not done.returncode else []
 
 # %% ../../nbs/runs/09b_local_engine.ipynb #109cd568
-def _shares(workers: int, gpus: Sequence[str]) -> SimpleQueue:
-    "What a run takes while it is under way: a GPU, or None on a machine without; runs share one where they must."
+def _shares(workers: int, gpus: Sequence[str], processes: int) -> SimpleQueue:
+    "What a run takes while it is under way: a GPU a process, or None on a machine without; runs share where they must."
+    if gpus and processes > len(gpus):
+        raise ConfigError(f"A run of {processes} processes needs as many GPUs, and {len(gpus)} can be used here "
+                          f"({', '.join(gpus)}). Lower --processes.")
+    parts = [",".join(gpus[place:place + processes]) for place in range(0, len(gpus) - processes + 1, processes)]
     shares: SimpleQueue = SimpleQueue()
     for place in range(workers):
-        shares.put(gpus[place % len(gpus)] if gpus else None)
+        shares.put(parts[place % len(parts)] if parts else None)
     return shares
 
 # %% ../../nbs/runs/09b_local_engine.ipynb #a0ab441d
@@ -58,7 +62,7 @@ def run_local(
         raise ConfigError(f"-o {next(iter(options.options))} is for a cluster. Leave it out, or choose one with --on.")
     gpus = visible_gpus()
     workers = options.workers or 1
-    shares = _shares(workers, gpus)
+    shares = _shares(workers, gpus, max((job.processes for job in jobs), default=1))
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
 
     def work(job: RunJob) -> str | None:

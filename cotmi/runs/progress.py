@@ -79,14 +79,15 @@ def progress_table(
 # %% ../../nbs/runs/09f_progress.ipynb #75af818b
 def duration_text(
     seconds: float, # Any length of time; NaN where it is not known
-) -> str: # Such as `2 h 05 min`; empty for NaN
+) -> str: # Such as `1 min 15 s` or `2 h 5 min`; empty for NaN
     "A length of time as people say it."
     if np.isnan(seconds):
         return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60: # nobody counts the seconds
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min {rest} s" if minutes and rest else f"{minutes} min" if minutes else f"{rest} s"
 
 # %% ../../nbs/runs/09f_progress.ipynb #73b47ef2
 def progress_text(

@@ -35,6 +35,7 @@ class RunJob:
     force: bool = False # Make a complete run anew
     since: str = "" # When the sweep began, UTC; a forced run that began later is not made again
     budget: str = "" # The file that `write_budget` made; empty for none
+    processes: int = 1 # How many train its student together
 
 # %% ../../nbs/runs/09a_run_process.ipynb #ba49eccf
 def _settings() -> tuple[tuple[str, str], ...]:
@@ -50,12 +51,15 @@ def as_job(
     out: Path | None = None, # The outputs folder, as it was given
     force: bool = False, # Make a complete run anew
     budget: Path | None = None, # The file that `write_budget` made
+    processes: int = 1, # How many train its student together
 ) -> RunJob: # To be carried out in any process that sees the same folders
     "A planned run as it travels."
     options = [word for name, text in run.given for word in ("-p", f"{name}={text}")]
-    words = ["run", str(run.path.resolve()), *options, *(["--out", str(out.resolve())] if out else [])]
+    words = ["run", str(run.path.resolve()), *options, *(["--out", str(out.resolve())] if out else []),
+             *(["--processes", str(processes)] if processes > 1 else [])]
     return RunJob(tuple(words), str(run.folder.resolve()), str(Path.cwd()), _settings(), force,
-                  datetime.now(UTC).isoformat(timespec="seconds"), str(budget.resolve()) if budget else "")
+                  datetime.now(UTC).isoformat(timespec="seconds"), str(budget.resolve()) if budget else "",
+                  processes)
 
 # %% ../../nbs/runs/09a_run_process.ipynb #fc925fa7
 def end_with(
@@ -93,7 +97,8 @@ def stop_children(
 # %% ../../nbs/runs/09a_run_process.ipynb #cdbfd4d2
 def _environment(job: RunJob, threads: int | None, gpu: str | None) -> dict[str, str]:
     "The environment of a run: this process's, the settings of the sweep, its share of the machine."
-    limit = {"OMP_NUM_THREADS": str(threads)} if threads and "OMP_NUM_THREADS" not in os.environ else {}
+    each = max(1, threads // job.processes) if threads else None
+    limit = {"OMP_NUM_THREADS": str(each)} if each and "OMP_NUM_THREADS" not in os.environ else {}
     return {**os.environ, **dict(job.settings), **limit, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})}
 
 # %% ../../nbs/runs/09a_run_process.ipynb #dd7ec4e9
@@ -108,8 +113,8 @@ def _said(code: int, errors: str) -> str:
 def run_once(
     job: RunJob, # One run
     force: bool = False, # Whether a complete run is to be replaced
-    threads: int | None = None, # Threads of the process; all cores if None
-    gpu: str | None = None, # The GPU that it sees, by number or name; all if None
+    threads: int | None = None, # Threads that its processes share; all cores if None
+    gpu: str | None = None, # The GPUs that it sees, by number or name, with commas between them; all if None
 ) -> tuple[int, str]: # Exit code, and what went wrong; 0 and nothing where nothing did
     "Run one point of a sweep in a process of its own, which ends with this one."
     start = _START.format(parent=os.getpid())
@@ -196,8 +201,8 @@ def _crashed(job: RunJob, code: int, before: tuple[int, int] | None) -> bool:
 # %% ../../nbs/runs/09a_run_process.ipynb #dcebdf1c
 def carry_out(
     job: RunJob, # One run
-    threads: int | None = None, # Threads of its process; all cores if None
-    gpu: str | None = None, # The GPU that it sees; all if None
+    threads: int | None = None, # Threads that its processes share; all cores if None
+    gpu: str | None = None, # The GPUs that it sees, with commas between them; all if None
 ) -> str | None: # What went wrong; None where the run is whole
     "See to it that a run is whole: skip it, wait for it, begin it or resume it, and once more where it crashes."
     folder, tries = Path(job.folder), 0

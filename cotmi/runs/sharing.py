@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core import Interval, RunError, RunFile, read_json, write_files
+from ..core import Interval, RunError, RunFile, read_json, write_files, write_json
 from ..data.dataset import Dataset
 from ..data.loading import DATASETS
 from ..evaluation.metrics import COMPARED, Metric
 from .run_folder import Run
-from ..students.methods import METHODS
+from ..students.adapters import ADAPTER_CONFIG, BASE, base_of
+from ..students.layout import LAYOUT_FILE, read_layout
+from ..students.methods import METHODS, Method
 from ..students.publishing import push_folder
 
 # %% ../../nbs/runs/16_sharing.ipynb #47150b0e
@@ -40,26 +42,69 @@ def _data_part(config: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"- **Not for commercial use**: {d.title} is under {d.licence}, and so is what is made of it."
                       for d in limited)]
 
-# %% ../../nbs/runs/16_sharing.ipynb #18462d31
-_LOAD = """\
-from transformers import {auto}, AutoTokenizer
+# %% ../../nbs/runs/16_sharing.ipynb #d1dae141
+def _base_name(student: Path) -> str:
+    "The model that an adapter belongs to, by its id on the hub; of a folder its name, for where it lay helps nobody."
+    named = base_of(student)
+    return Path(named).name if Path(named).exists() else named
 
-tokenizer = AutoTokenizer.from_pretrained("{repo}")
-model = {auto}.from_pretrained("{repo}").eval()
+def _base(student: Path, repo: str) -> str:
+    "What loads that model and nothing else, as arguments of `from_pretrained`; peft would follow the adapter above it."
+    beside = f'"{repo}", subfolder="{BASE}", adapter_kwargs={{"subfolder": "{BASE}"}}'
+    return beside if (student / BASE).is_dir() else json.dumps(_base_name(student))
+
+# %% ../../nbs/runs/16_sharing.ipynb #914faa30
+def _model_lines(student: Path, auto: str, repo: str) -> list[str]:
+    "The lines that give `tokenizer` and `model`."
+    lines = [f"from transformers import {auto}, AutoTokenizer", "",
+             f'tokenizer = AutoTokenizer.from_pretrained("{repo}")']
+    if not (student / ADAPTER_CONFIG).is_file():
+        return [*lines, f'model = {auto}.from_pretrained("{repo}").eval()']
+    return ["from peft import PeftModel", *lines, f"base = {auto}.from_pretrained({_base(student, repo)})",
+            f'model = PeftModel.from_pretrained(base, "{repo}").eval()']
+
+# %% ../../nbs/runs/16_sharing.ipynb #21f7f30f
+_ASK = """\
 ids = tokenizer({text!r}, return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0], skip_special_tokens=True))"""
+print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=64)[0], skip_special_tokens=True))"""
+_PROMPTED = """\
+PROMPTS = {prompts} # what stands before the question and after it
 
-# %% ../../nbs/runs/16_sharing.ipynb #816af907
+def ask(question, before, after):
+    parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before + question, after)]
+    ids = torch.tensor([[{start}*parts[0], *parts[1]]])
+    answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False,
+                            eos_token_id={end}, pad_token_id={end})
+    return tokenizer.decode(answer[0, ids.shape[1]:], skip_special_tokens=True)
+
+for what, prompt in PROMPTS.items():
+    print(what, ask({question!r}, *prompt))"""
+_QUESTION = "the question"
+
+# %% ../../nbs/runs/16_sharing.ipynb #4cb5e930
+def _asked(method: Method) -> dict[str, str]:
+    "What a student of a method is asked for, and the prefix that asks for it."
+    if method.joined_target:
+        return {"rationale and label": ""}
+    named = {"predict": "label", "explain": "rationale"}
+    return {named[task]: method.prefix(task) for task in method.tasks}
+
+# %% ../../nbs/runs/16_sharing.ipynb #a076ec34
 def _load_part(run: Run, repo: str) -> list[str]:
-    "The lines that load a student without cotmi, and what its prefixes ask for."
-    checkpoint = read_json(run.path / RunFile.STUDENT / "config.json", RunError)
-    auto = "AutoModelForSeq2SeqLM" if checkpoint.get("is_encoder_decoder") else "AutoModelForCausalLM"
-    method = METHODS[str(run.config["method"])]
-    text = method.prefix("predict") + "the question"
-    asks = [f"- `{method.prefix(task)}` and the question: the {what}" for task, what in (
-        ("predict", "label"), ("explain", "rationale")) if task in method.tasks and method.prefix(task)]
-    alone = ["- the question as it is: the " + "rationale and the " * method.joined_target + "label"]
-    return ["```python", _LOAD.format(auto=auto, repo=repo, text=text), "```", "", *(asks or alone)]
+    "The lines that load a student without cotmi, and what it can be asked for."
+    student, asked = run.path / RunFile.STUDENT, _asked(METHODS[str(run.config["method"])])
+    if (student / LAYOUT_FILE).is_file():
+        layout = read_layout(student / LAYOUT_FILE)
+        prompts = {what: layout.around(prefix) for what, prefix in asked.items()}
+        start = "".join(f"{token}, " for token in layout.start)
+        ask = _PROMPTED.format(prompts=prompts, start=start, end=layout.end, question=_QUESTION)
+        lines = ["import torch", *_model_lines(student, "AutoModelForCausalLM", repo), "", ask]
+    else:
+        text = next(iter(asked.values())) + _QUESTION
+        lines = [*_model_lines(student, "AutoModelForSeq2SeqLM", repo), _ASK.format(text=text)]
+    return ["```python", *lines, "```", "", *(
+        f"- `{prefix}` and the question: the {what}" if prefix else f"- the question as it is: the {what}"
+        for what, prefix in asked.items())]
 
 # %% ../../nbs/runs/16_sharing.ipynb #58a3f63e
 def _figure(figure: Interval, metric: Metric) -> str:
@@ -90,7 +135,8 @@ def _header(run: Run) -> list[str]:
     "What the hub reads."
     limited = any("NC" in d.licence for d in _trained_on(run.config))
     base = str(run.config.get("student", ""))
-    tags = ["---", "library_name: transformers", "tags: [chain-of-thought, distillation, cotmi]"]
+    library = "peft" if (run.path / RunFile.STUDENT / ADAPTER_CONFIG).is_file() else "transformers"
+    tags = ["---", f"library_name: {library}", "tags: [chain-of-thought, distillation, cotmi]"]
     known = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
     return [*tags, *["license: cc-by-nc-4.0"] * limited, *[f"base_model: {json.dumps(base)}"] * known, "---"]
 
@@ -104,7 +150,8 @@ def model_card(
     repo: str = "owner/name", # Where it will be, for the lines that load it
 ) -> str: # Markdown with a header for the hub
     "The page of a run's student: task, data, method, figures, use and limits; raises `RunError` where it is not done."
-    if run.status != "complete" or not (run.path / RunFile.STUDENT / "config.json").is_file():
+    student = run.path / RunFile.STUDENT
+    if run.status != "complete" or not any((student / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
         raise RunError(f"{run.path} is {run.status} or holds no student, so there is nothing to share. Finish the run.")
     method, config = METHODS[str(run.config["method"])], run.config
     skip = () if method.mutual_information else ("objective", "features", "beta", "gamma")
@@ -124,6 +171,8 @@ def _write_shared(run: Run, repo: str, folder: Path) -> None:
     "The student and its card, in an empty folder."
     card = model_card(run, repo)
     shutil.copytree(run.path / RunFile.STUDENT, folder, dirs_exist_ok=True)
+    if (config := folder / ADAPTER_CONFIG).is_file(): # names the place of the base on this machine
+        write_json(config, read_json(config, RunError) | {"base_model_name_or_path": _base_name(folder)})
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 # %% ../../nbs/runs/16_sharing.ipynb #b00b58ba

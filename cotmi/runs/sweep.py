@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import ConfigError, load_settings, nearest
+from ..core import ConfigError, Settings, load_settings, nearest
 from .experiments import check_parameters, experiment_parameters, find_experiment, planned_config
 from .run_folder import Run, is_whole, run_folder
 from .sweep_file import SweepFile
@@ -45,14 +45,17 @@ def plan_run(
     defaults: Mapping[str, Any], # Its own parameters, from `experiment_parameters`
     point: Mapping[str, Any], # The parameters of this run
     out: Path | None = None, # The outputs folder; that of the parameters or the settings if None
+    settings: Settings | None = None, # Settings in force; read if None
 ) -> PlannedRun: # Not begun
     "Check the parameters of one run of a sweep; raises `ConfigError` as a single run would."
     given = tuple((name, _as_text(value)) for name, value in point.items())
     parameters = check_parameters(given, defaults)
-    config = planned_config(defaults, parameters)
+    settings = load_settings() if settings is None else settings
+    config = planned_config(defaults, parameters, settings)
     if config is None:
         raise ConfigError(f"{path} trains nothing, so there is nothing to sweep. Choose an experiment that does.")
-    return PlannedRun(given, config, run_folder(config, out or parameters.get("out") or defaults.get("out")), path)
+    place = out or parameters.get("out") or defaults.get("out") or settings.path("paths.outputs")
+    return PlannedRun(given, config, run_folder(config, place), path)
 
 # %% ../../nbs/runs/09_sweep.ipynb #de2bf0a5
 def _group_of(run: PlannedRun, groups: Mapping[str, Mapping[str, Any]]) -> str:
@@ -88,10 +91,11 @@ def plan_points(
     "The runs of points; raises `ConfigError` for the first that could not begin."
     known: dict[str, tuple[Path, dict[str, Any]]] = {}
     runs: dict[Path, PlannedRun] = {}
+    settings = load_settings() # once: it looks at every variable of the environment
     for name, point in points:
         if name not in known:
             known[name] = (path := find_experiment(name)), experiment_parameters(path)
-        run = plan_run(*known[name], point, out)
+        run = plan_run(*known[name], point, out, settings)
         runs.setdefault(run.folder, run)
     return list(runs.values())
 

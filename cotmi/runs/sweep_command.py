@@ -23,6 +23,7 @@ from .search import best_run, search_runs, study_runs
 from .shared_folders import lock_warning
 from .sweep import PlannedRun, in_groups, plan_sweep, sweep_folder
 from .sweep_file import MAX_RUNS, SweepFile, read_sweep
+from ..training.processes import check_processes
 from ..training.selection import SELECTIONS
 
 # %% ../../nbs/runs/09i_sweep_command.ipynb #437b20b7
@@ -39,6 +40,7 @@ class SweepRequest:
     html: Path | None = None # A page that is kept up to date
     every: float = 30.0 # Seconds between two looks at the runs under way
     detach: bool = False # Hand the runs over and return
+    processes: int = 1 # How many train the student of each run together
 
     @property
     def place(self) -> Path: # It need not exist
@@ -61,7 +63,7 @@ def _jobs(request: SweepRequest, file: SweepFile, runs: Sequence[PlannedRun], du
           ) -> list[RunJob]:
     "The runs that are due, as they travel."
     budget = write_budget(request.place / "budget.json", runs, file.max_hours) if file.max_hours and due else None
-    return [as_job(run, request.out, request.force, budget) for run in due]
+    return [as_job(run, request.out, request.force, budget, request.processes) for run in due]
 
 # %% ../../nbs/runs/09i_sweep_command.ipynb #993a8bab
 def _make(request: SweepRequest, file: SweepFile, runs: Sequence[PlannedRun], due: Sequence[PlannedRun]
@@ -92,7 +94,10 @@ def check_sweep(
     engine_for(request.on)
     file = read_sweep(request.file, request.max_runs)
     runs = known_runs(file, request.out)
-    return file, runs, [run for run in runs if request.force or not run.complete]
+    due = [run for run in runs if request.force or not run.complete]
+    for run in due:
+        check_processes(run.config.batch_size, processes=request.processes)
+    return file, runs, due
 
 # %% ../../nbs/runs/09i_sweep_command.ipynb #e1dccf0f
 def make_sweep(
