@@ -5,9 +5,10 @@ globalThis.cotmiFigure = (place, figure) => {
   new ResizeObserver(() => {
     if (!box.offsetWidth || box.offsetWidth === width) return;
     width = box.offsetWidth;
-    const made = structuredClone(figure);
-    Object.assign(made.layout, { autosize: true, width: undefined });
-    fit(made, width);
+    const made = structuredClone(figure), panels = Object.keys(made.layout).filter(key => /^xaxis[0-9]*$/.test(key))
+      .filter(key => (made.layout[key].domain?.[1] ?? 1) < 0.9).length; // panels side by side need their room, and scroll
+    made.layout.width = Math.max(width, panels ? 320 * (panels + 1) : 0);
+    fit(made, made.layout.width);
     Plotly.react(box, made.data, made.layout, { displaylogo: false });
   }).observe(box);
 };
