@@ -168,9 +168,9 @@ def test_a_growing_run_is_followed(tmp_path):
     finally:
         dash.follow.value = False
     ends = time.monotonic() + 60
-    while any("_follow" in t.name for t in threading.enumerate()) and time.monotonic() < ends:
+    while any("(_follow)" in t.name for t in threading.enumerate()) and time.monotonic() < ends:
         time.sleep(0.1)
-    assert not any("_follow" in t.name for t in threading.enumerate())
+    assert not any("(_follow)" in t.name for t in threading.enumerate())
 
 
 def test_a_run_that_is_replaced_while_watched(outputs):
