@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import uuid
 from pathlib import Path
 
 os.environ |= {"PLOTLY_RENDERER": "plotly_mimetype", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -89,9 +90,11 @@ def for_site(output: dict, depth: int) -> dict:
 
     if figure := output.get("data", {}).get(FIGURE):
         figure = pio.from_json(json.dumps({k: figure[k] for k in ("data", "layout") if k in figure}), skip_invalid=True)
-        html = pio.to_html(figure, include_plotlyjs=f"{'../' * depth}_static/plotly.min.js", full_html=False,
-                           config={"displaylogo": False, "responsive": True})
-        return nbformat.v4.new_output("display_data", {"text/html": f'<div class="figure-plotly">{html}</div>'})
+        place, top, text = f"figure-{uuid.uuid4().hex[:12]}", "../" * depth, figure.to_json().replace("<", "\\u003c")
+        parts = [f'<div class="figure-plotly" id="{place}"></div>',
+                 *(f'<script src="{top}_static/{name}"></script>' for name in ("plotly.min.js", "figures.js")),
+                 f"<script>cotmiFigure('{place}', {text});</script>"]
+        return nbformat.v4.new_output("display_data", {"text/html": "".join(parts)})
     return output
 
 

@@ -113,11 +113,14 @@ def visit_math(self, node, display):
 
 
 def copy_plotly(app, error):
-    "The one copy of plotly.js that every figure of the site loads."
+    "The one copy of plotly.js that every figure of the site loads, and what fits figures into their column."
     if error is None and app.builder.format == "html":
         from plotly.offline import get_plotlyjs
 
-        (Path(app.outdir) / "_static" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+        static, own = Path(app.outdir) / "_static", Path(app.confdir) / "_static" / "figures.js"
+        (static / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+        parts = [path.read_text(encoding="utf-8") for path in (ROOT / "cotmi/dashboards/fit.js", own)]
+        (static / "figures.js").write_text("\n".join(["(() => {", *parts, "})();"]), encoding="utf-8")
 
 
 def add_top_names(app, env):

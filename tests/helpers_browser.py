@@ -17,6 +17,7 @@ CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-st
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]
 TOKEN = "cotmi-test"
+PATIENCE = 120_000 # milliseconds that a busy machine may take for anything; an idle one needs a hundredth
 FONT_HOSTS = ("cdnjs.cloudflare.com", "use.fontawesome.com", "cdn.jsdelivr.net", "unpkg.com")
 
 
@@ -54,7 +55,7 @@ def _answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def served(command: list[str], url: str, folder: Path, seconds: float = 60):
+def served(command: list[str], url: str, folder: Path, seconds: float = 120):
     "Run a server until the block ends; waits until `url` answers."
     home = folder / ".jupyter-home"
     quiet = home / "config/lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -119,8 +120,9 @@ def end_sessions(url: str) -> None:
 @contextlib.contextmanager
 def chromium():
     "A running browser; Playwright allows one at a time in a process."
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE / 4)
     with sync_playwright() as play:
         started = play.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
         yield started
@@ -131,6 +133,8 @@ def chromium():
 def new_page(started, width: int = 1280, height: int = 900):
     "A page with nothing remembered; `page.elsewhere` lists requests to other machines, `page.faults` script errors."
     context = started.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+    context.set_default_navigation_timeout(PATIENCE)
     page = context.new_page()
     page.elsewhere, page.faults = [], []
     page.on("request", lambda r: page.elsewhere.append(r.url) if _leaves(r.url) else None)

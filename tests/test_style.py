@@ -41,6 +41,7 @@ LATE = {
     ("dashboards.run_dashboard", "evaluation.calibration"): "in the background, for the views that come next",
     ("dashboards.run_dashboard", "information.bounds"): "in the background, for the views that come next",
     ("dashboards.playground", "training.run_config"): "only a loaded student needs it",
+    ("dashboards.playground", "evaluation.attribution"): TORCH,
     ("runs.comparison", "runs.comparison_figure"): EXTRA,
     ("runs.evaluating", "evaluation.evaluator"): TORCH, ("runs.execution", "evaluation.evaluator"): TORCH,
     ("runs.execution", "training.trainer"): TORCH, ("runs.execution", "training.run_lengths"): TORCH,

@@ -14,6 +14,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
+from .groups import run_name
 from .intervals import mi_against_accuracy
 from .layout import card, stack, toolbar
 from .markup import remark
@@ -22,12 +23,12 @@ from ..runs.run_folder import Run
 from ..students.methods import METHODS
 
 # %% ../../nbs/dashboards/27_accuracy_information_view.ipynb #f51763e3
-def _run_point(run: Run, group: str) -> dict | None:
+def _run_point(run: Run, names: Mapping[Path, str]) -> dict | None:
     "A row for the figure; None where the run lacks one of the two."
     mi, accuracy = run.interval("test/mi"), run.interval("test/accuracy")
     if mi is None or accuracy is None:
         return None
-    return {"label": run.title, "group": group, "mi": mi.value,
+    return {"label": run_name(run, names), "group": names[run.path], "mi": mi.value,
             "mi_low": mi.low, "mi_high": mi.high, "accuracy": accuracy.value, "accuracy_low": accuracy.low,
             "accuracy_high": accuracy.high}
 
@@ -80,7 +81,7 @@ class AccuracyInformationView(View):
         "Draw the runs with the chosen features that may be held against each other."
         kind, odd = str(self.features.value), self.dash.unlike
         fit, left_out = _with_features(self.dash.selected, self.dash.names, kind, odd)
-        table = pd.DataFrame([row for run in fit if (row := _run_point(run, self.dash.names[run.path]))])
+        table = pd.DataFrame([row for run in fit if (row := _run_point(run, self.dash.names))])
         self.points.figure = mi_against_accuracy(table, self.dash.colours)
         said = [rank_sentence(table), _untaught_sentence(fit), *left_out]
         self.note.value = "".join(map(remark, filter(None, said)))

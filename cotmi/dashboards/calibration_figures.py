@@ -67,7 +67,7 @@ def reliability_diagram(
     diagonal = go.Scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", hoverinfo="skip",
                           line=dict(color=PALETTE["grey"], dash="dash", width=1.2))
     return new_figure([diagonal, _reliability_bars(table), _reliability_points(table)],
-                      f"Reliability: ECE {100 * error:.1f} % (by chance {100 * floor:.1f} %)",
+                      f"Reliability: ECE {100 * error:.1f} % (by chance {100 * floor:.1f}\u00a0%)",
                       "confidence (probability)", "right answers (% of the bin)", height=340,
                       yaxis=dict(range=[0, 1.02], tickformat=".0%"), xaxis_range=[0, 1.01])
 

@@ -131,7 +131,7 @@ def accuracy_curve(
                                  name=f"checkpoint kept: {at:.1%} at {best_step:,}",
                                  marker=dict(symbol="star", size=14, color=PALETTE["vermilion"]), hoverinfo="skip"))
     figure = new_figure(traces, "Accuracy on valid", "optimiser step", "accuracy (% of examples)",
-                        yaxis_tickformat=".0%")
+                        yaxis_tickformat=".2~%")
     return reference_line(figure, reference, "majority label")
 
 # %% ../../nbs/dashboards/01_curves.ipynb #0f0f42f5

@@ -16,7 +16,7 @@ from .view import View, watch
 
 # %% ../../nbs/dashboards/25_curves_view.ipynb #da03194f
 _QUANTITIES = {
-    "valid accuracy": ("valid/accuracy", "accuracy (% of examples)", ".0%"), "loss": ("loss", "loss (nats)", ""),
+    "valid accuracy": ("valid/accuracy", "accuracy (% of examples)", ".2~%"), "loss": ("loss", "loss (nats)", ""),
     "label loss": ("loss/predict", "loss (nats)", ""), "rationale loss": ("loss/explain", "loss (nats)", ""),
     "MI term": ("loss/mi", "loss (nats)", ""), "throughput": ("examples_per_second", "examples per second", "")}
 

@@ -75,7 +75,7 @@ def forest(
     rows: pd.DataFrame, # Columns label, value, low, high; optional colour, mark, note, hollow, direction, twins
     title: str, # The figure's title
     unit: str, # The axis title with its unit
-    tickformat: str = "", # d3 format of the axis, such as .0%
+    tickformat: str = "", # d3 format of the axis, such as .2~%
     references: Mapping[str, float] | None = None, # Name to value of the dashed lines
     mark: str = "by chance", # What the upright marks of the column `mark` are
     reason: str = "There is nothing to compare yet.", # Said when `rows` is empty
@@ -122,4 +122,4 @@ def mi_against_accuracy(
     traces = [_run_points(part, str(group), (colours or {}).get(str(group), COLOURS[i % len(COLOURS)]))
               for i, (group, part) in enumerate(rows.groupby("group", sort=False))]
     return new_figure(traces, title, "held-out Î(Z;V) (nats)", "test accuracy (% of examples)", height=360,
-                      yaxis_tickformat=".0%", showlegend=True)
+                      yaxis_tickformat=".2~%", showlegend=True)

@@ -40,7 +40,7 @@ class IntervalsView(View):
         runs, names, colours = self.dash.selected, self.dash.names, self.dash.colours
         majority = {run.metrics.get("test/majority_accuracy") for run in runs} - {None}
         self.accuracy.figure = forest(forest_rows(runs, "test/accuracy", names, colours), "Test accuracy",
-                                      "accuracy (% of examples)", ".0%",
+                                      "accuracy (% of examples)", ".2~%",
                                       {"majority": majority.pop()} if len(majority) == 1 else {},
                                       reason="None of the chosen runs has a test accuracy yet.")
         metric = get_metric(str(self.other.value))

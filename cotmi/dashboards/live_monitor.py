@@ -40,7 +40,8 @@ class _Panel(widgets.VBox):
                                      tooltip="End after this step, with an evaluation and a checkpoint")
         self.button.on_click(lambda _: stop())
         self.progress, self.said = widgets.IntProgress(layout=widgets.Layout(width="260px")), widgets.HTML()
-        super().__init__(board([card(toolbar(self.progress, self.said, self.button)), grid(*map(card, self.plots))]))
+        parts = [card(toolbar(self.progress, self.said, self.button)), grid(*map(card, self.plots))]
+        super().__init__(board(parts, waits=False)) # a training keeps its kernel busy, and can be stopped all the same
         set_theme(self, theme)
 
     def update(self, step: int, steps: int, word: str = "training") -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import anywidget
 import ipywidgets as widgets
+import traitlets
 from IPython.core.getipython import get_ipython
 
 from ..core import check_choice
@@ -29,16 +30,28 @@ def page_file(
 LOOKS = ("auto", *THEMES)
 
 class Look(anywidget.AnyWidget):
-    "Carries the style sheet to the page and names controls for screen readers; shows nothing itself."
+    "Carries the style sheet to the page, names controls for screen readers, and says when they wait for the kernel."
     _esm = page_file("look.js")
     _css = page_file("look.css") + page_file("themes.css")
+    waits = traitlets.Bool(True).tag(sync=True) # Whether controls wait on a page that was opened again
+    _met = traitlets.Bool(False).tag(sync=True) # Whether a page has been shown before
+
+    def __init__(self, **values: Any):
+        super().__init__(**values)
+        self.on_msg(lambda _, message, __: self._greet(message.get("event")))
+
+    def _greet(self, event: Any) -> None:
+        if event == "hello":
+            self._met = True
+            self.send({"event": "hello"})
 
 # %% ../../nbs/dashboards/06_look.ipynb #27c68977
 def board(
     children: Sequence[widgets.Widget], # What the dashboard shows, from top to bottom
+    waits: bool = True, # Whether controls wait on a page that was opened again until the kernel answers
 ) -> list[widgets.Widget]: # The children with the style sheet before them
     "The children of a dashboard's outermost box."
-    return [Look(layout=widgets.Layout(display="none")), *children]
+    return [Look(layout=widgets.Layout(), waits=waits), *children]
 
 # %% ../../nbs/dashboards/06_look.ipynb #b02e48e0
 def set_theme(

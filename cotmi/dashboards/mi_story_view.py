@@ -95,7 +95,8 @@ def story_words(
 def _listed(pairs: Any) -> str:
     "Words with their means, as text."
     good = [p for p in pairs if isinstance(p, list) and len(p) == 2] if isinstance(pairs, list) else []
-    return ", ".join(f"{word} {mean:.2g}" for word, mean in good if isinstance(mean, int | float))
+    known = [(str(word).replace("Ġ", "▁"), mean) for word, mean in good if isinstance(mean, int | float)]
+    return ", ".join(f"{word} {mean:.2g}" for word, mean in known)
 
 def words_html(
     run: Run, # Any run

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .examples import examples_of
+from .groups import run_name
 from .layout import card, side, stack
 from .markup import esc, key_values, marked_difference, missing, passage_html, quiet, remark
 from .table import Table
@@ -76,7 +77,7 @@ def _offer(view: "OutcomesView") -> None:
     alike = [n for n in fit if runs[n].config.get("dataset") == runs[fit[0]].config.get("dataset")]
     for box, usual in ((view.choice.first, alike[:1]), (view.choice.second, alike[-1:])):
         held = box.value
-        box.options = [(runs[n].title, n) for n in fit]
+        box.options = [(run_name(runs[n], view.dash.names), n) for n in fit]
         box.value = held if held in fit else usual[0] if usual else None
 
 # %% ../../nbs/dashboards/28_outcomes_view.ipynb #ed87b7ec

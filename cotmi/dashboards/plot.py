@@ -74,7 +74,7 @@ def _start_paper(plot: "Plot", message: dict) -> None:
 # %% ../../nbs/dashboards/10_plot.ipynb #322ce1bf
 class Plot(anywidget.AnyWidget):
     "A plotly figure on the page; setting `figure` redraws it, wherever it is open."
-    _esm, _css = page_file("plot.js"), page_file("plot.css")
+    _esm, _css = page_file("fit.js") + page_file("plot.js"), page_file("plot.css")
     _figure = traitlets.Unicode("").tag(sync=True) # The whole figure as JSON, without its template
     _templates = traitlets.Dict().tag(sync=True)
     version = traitlets.Unicode(get_plotlyjs_version()).tag(sync=True) # Of plotly.js

@@ -12,6 +12,7 @@ from .bars import label_bars
 from .examples import AGREEMENTS, example_html, filter_examples, searchable
 from .layout import card, side, stack, toolbar
 from .markup import missing
+from .salience import kept_salience, salience_html
 from .slices import Slice, among
 from .table import Table
 from .view import View, watch
@@ -49,6 +50,7 @@ _COLUMNS = (("id", "Example", "text", "106px"), ("input", "Input", "text", ""), 
             ("predicted_label", "Student", "text", "76px"), ("correct", "Right", "mark", "54px"),
             ("confidence", "Confidence", "share", "100px"), ("faithful", "Faithful", "mark", "66px"),
             ("teacher_correct", "Teacher", "mark", "64px"))
+_ROWS = "rows of Rationales" # Why examples are selected that were selected in the table
 
 # %% ../../nbs/dashboards/17_rationales_view.ipynb #ed9e9467
 class RationalesView(View):
@@ -57,13 +59,14 @@ class RationalesView(View):
 
     def build(self) -> widgets.Widget:
         self.filters = _Filters()
-        self.table = Table(_COLUMNS, self.dash.show_example, label="Test examples")
+        self.table = Table(_COLUMNS, self.dash.show_example, label="Test examples",
+                           on_mark=lambda ids: self.dash.select(ids, _ROWS))
         self.take = widgets.Button(description="Select these", tooltip="Make what passes the filters the selection")
         self.take.on_click(lambda _: self.dash.select(self.passing["id"], "the filters of Rationales"))
-        self.detail, self.bars = widgets.HTML(), self.dash.plot()
+        self.detail, self.bars, self.salience = widgets.HTML(), self.dash.plot(), widgets.HTML()
         watch(self.filter, *self.filters.controls)
         return stack(card(toolbar(*self.filters.controls, self.filters.clear, self.take)),
-                     side(card(self.table), card(self.detail, self.bars)))
+                     side(card(self.table), card(self.detail, self.bars, self.salience)))
 
     def refresh(self) -> None:
         self._texts = searchable(self.dash.examples)
@@ -76,27 +79,38 @@ class RationalesView(View):
         reason = "No selected example passes these filters." if len(examples) else \
             "There is no predictions.parquet in this run: the test split has not been evaluated yet."
         self.passing = filter_examples(examples, *self.filters.values, texts=self._texts)
-        shown = self.passing.loc[among(self.passing, self.dash.selection)]
+        selection = self.dash.selection
+        own = selection if selection and selection.why == _ROWS else None # what was selected here stays among the rest
+        self.table.marked = own.ids if own else frozenset()
+        shown = self.passing if own else self.passing.loc[among(self.passing, selection)]
         self.table.show(shown, len(examples), reason)
 
-    def selected(self, selection: Slice | None) -> None: self.filter()
+    def selected(self, selection: Slice | None) -> None: _follow(self, selection)
     def chose(self, identity: str | None) -> None:
         if identity is not None and self.table.selected != identity:
             self.table.choose(identity, turn=True)
         _read(self, identity)
 
 # %% ../../nbs/dashboards/17_rationales_view.ipynb #5ce5c71c
+def _follow(view: RationalesView, selection: Slice | None) -> None:
+    "Show what is selected: rows of this table where they stand, anything else alone."
+    if selection is not None and selection.why == _ROWS:
+        view.table.mark(selection.ids)
+    else:
+        view.filter()
+
 def _read(view: RationalesView, identity: str | None) -> None:
-    "Open an example, with its distribution over the labels where they are a closed list."
+    "Open an example, with its distribution over the labels where they are a closed list, and the words it rests on."
     examples = view.dash.examples
     chosen = examples[examples["id"] == identity]
-    view.bars.layout.display = "none"
+    view.bars.layout.display, view.salience.value = "none", ""
     if not len(chosen):
         text = "Choose a row to read it here." if len(examples) else "There are no examples yet."
         view.detail.value = "<h3>Example</h3>" + missing(text)
         return
     row = chosen.iloc[0]
     view.detail.value = example_html(row)
+    view.salience.value = salience_html(kept_salience(view.dash.run, str(row["id"]), row["predicted_label"]))
     if row["choices"] and len(row["choices"]) == len(row["label_probabilities"]):
         view.bars.figure = label_bars(row["choices"], row["label_probabilities"], row["gold_label"],
                                       row["predicted_label"])

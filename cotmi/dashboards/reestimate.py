@@ -43,14 +43,15 @@ def estimated(
     should_stop: Callable[[], bool] | None = None, # Asked before each step of a critic; True cancels
 ) -> tuple[dict[str, Any], str]: # The estimate as plain values, empty where there is none, and a sentence on it
     "An estimate and a sentence on it; no estimate where it fails or is cancelled."
+    from cotmi.information.bounds import get_bound  # torch
     from cotmi.information.estimate import estimate_mi  # torch
 
     try:
         made = estimate_mi(features["z"], features["v"], progress=progress, should_stop=should_stop, **options)
     except (CotmiError, ArithmeticError, RuntimeError, ValueError) as fault:
         return {}, f"No estimate: {fault}"
-    said = f"{options['bound']} with the {made.critic} critic: {made.value:.3f} nats [{made.low:.3f}, {made.high:.3f}]."
-    return made.to_dict(), said
+    how = f"{made.bound} with the {made.critic} critic" if get_bound(options["bound"]).critic is None else made.bound
+    return made.to_dict(), f"{how}: {made.value:.3f} nats [{made.low:.3f}, {made.high:.3f}]."
 
 # %% ../../nbs/dashboards/14b_reestimate.ipynb #be99862a
 def left_text(

@@ -1,4 +1,5 @@
-// A page of a table. It asks the kernel for pages and orders; cells are set as text, never as HTML.
+// A page of a table. It asks the kernel for pages and orders; cells are set as text, never as HTML. Where many rows may be
+// selected, Ctrl and a click adds or takes away one, Shift and a click or an arrow key selects up to there.
 const make = (tag, props = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), props); made.append(...children); return made;
 };
@@ -25,7 +26,7 @@ export default { render({ model, el }) {
   const box = make('div', { className: 'cotmi-table' }); el.append(box);
   const say = (event, value) => model.send({ event, value });
   const draw = () => {
-    const view = model.get('_view'), columns = model.get('columns');
+    const view = model.get('_view'), columns = model.get('columns'), many = model.get('many');
     const held = box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     const least = columns.reduce((sum, column) => sum + (parseFloat(column.width) || 110), 0); // narrower, it scrolls
     const head = make('tr', {}, ...columns.map(column => {
@@ -42,12 +43,17 @@ export default { render({ model, el }) {
       const reached = row.id === view.selected || (i === 0 && !view.rows.some(r => r.id === view.selected));
       const tr = make('tr', { tabIndex: reached ? 0 : -1 });
       tr.dataset.id = row.id; tr.dataset.key = 'row-' + row.id;
-      tr.setAttribute('aria-selected', String(row.id === view.selected));
+      tr.setAttribute('aria-selected', String(row.id === view.selected || row.marked));
+      tr.className = row.marked ? 'marked' : '';
+      if (row.id === view.selected) tr.setAttribute('aria-current', 'true');
       tr.append(...columns.map((column, k) => cell(column.kind, row.cells[k])));
-      tr.onclick = () => say('select', row.id);
+      tr.onclick = event => say(many && event.shiftKey ? 'extend' : many && (event.ctrlKey || event.metaKey) ? 'toggle'
+        : 'select', row.id);
+      tr.onmousedown = event => { if (many && event.shiftKey) event.preventDefault(); }; // no text is to be marked
       tr.onkeydown = event => {
         const next = { ArrowDown: tr.nextElementSibling, ArrowUp: tr.previousElementSibling }[event.key];
-        if (next) { next.focus(); say('select', next.dataset.id); }
+        if (next) { next.focus(); say(many && event.shiftKey ? 'extend' : 'select', next.dataset.id); }
+        else if (many && event.key === ' ' && event.ctrlKey) say('toggle', row.id);
         else if (event.key === 'Enter' || event.key === ' ') say('select', row.id);
         else if (event.key === 'PageDown') say('page', view.page + 1);
         else if (event.key === 'PageUp') say('page', view.page - 1);
@@ -67,7 +73,9 @@ export default { render({ model, el }) {
     const spell = n => n.toLocaleString('en');
     const all = view.all > view.total ? ` (${spell(view.all)} without filters)` : '';
     count.textContent = view.total ? `${spell(first)}–${spell(last)} of ${spell(view.total)}${all}` : view.reason;
-    const foot = make('div', { className: 'foot' }, count, make('span', { className: 'turn' },
+    const marks = many ? [make('span', { className: 'marks', role: 'status', textContent: view.marked
+      ? `${spell(view.marked)} selected` : 'Ctrl or Shift and a click selects rows' })] : [];
+    const foot = make('div', { className: 'foot' }, count, ...marks, make('span', { className: 'turn' },
       turn('«', 'First page', 0, view.page === 0), turn('‹', 'Previous page', view.page - 1, view.page === 0),
       make('span', { textContent: `page ${(view.page + 1).toLocaleString('en')} of ${pages.toLocaleString('en')}` }),
       turn('›', 'Next page', view.page + 1, view.page >= pages - 1),

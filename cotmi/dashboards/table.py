@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'Table']
 
 # %% ../../nbs/dashboards/11_table.ipynb #32816f96
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import anywidget
@@ -27,10 +27,11 @@ def _cell_value(value: Any) -> Any:
     return None if value is None or value != value or str(value) == "<NA>" else value # noqa: PLR0124
 
 # %% ../../nbs/dashboards/11_table.ipynb #e7bbaf46
-def _page_rows(part: pd.DataFrame, keys: Sequence[str]) -> list[dict[str, Any]]:
-    "The rows of a page: id and cells; a column that is not there is empty."
+def _page_rows(part: pd.DataFrame, keys: Sequence[str], marked: Collection[str] = ()) -> list[dict[str, Any]]:
+    "The rows of a page: id, cells, whether it is selected; a column that is not there is empty."
     cells = [part[k].tolist() if k in part else [None] * len(part) for k in keys]
-    return [dict(id=str(i), cells=[_cell_value(v) for v in row]) for i, *row in zip(part["id"], *cells, strict=True)]
+    return [dict(id=str(i), cells=[_cell_value(v) for v in row], marked=str(i) in marked)
+            for i, *row in zip(part["id"], *cells, strict=True)]
 
 # %% ../../nbs/dashboards/11_table.ipynb #6ea81ba6
 class Table(anywidget.AnyWidget):
@@ -38,6 +39,7 @@ class Table(anywidget.AnyWidget):
     _esm, _css = page_file("table.js"), page_file("table.css")
     columns = traitlets.List().tag(sync=True) # key, label, kind and width of each
     label = traitlets.Unicode("Examples").tag(sync=True) # What a screen reader calls the table
+    many = traitlets.Bool(False).tag(sync=True) # Whether rows can be selected
     _view = traitlets.Dict().tag(sync=True)
 
     def __init__(
@@ -46,13 +48,16 @@ class Table(anywidget.AnyWidget):
         on_select: Callable[[str], None] | None = None, # Called with the id of a chosen row
         size: int = 15, # Rows a page
         label: str = "Examples", # What a screen reader calls the table
+        on_mark: Callable[[list[str]], None] | None = None, # Called with the ids of selected rows; None: none can be
     ):
         self.size, self.on_select, self.all, self.reason = size, on_select or (lambda _: None), 0, ""
+        self.on_mark, self.marked, self.touched = on_mark or (lambda _: None), frozenset[str](), "" # ids
         self.given = self.rows = pd.DataFrame({"id": []}) # as they were given, and in the order that is shown
         self.page, self.sort, self.descending = 0, None, False
         self.selected: str | None = None # id of the marked row
         made = [dict(key=k, label=t, kind=check_choice("kind", kind, KINDS), width=w) for k, t, kind, w in columns]
-        super().__init__(columns=made, label=label, _view=dict(rows=[], total=0, all=0, page=0, size=size, reason=""))
+        super().__init__(columns=made, label=label, many=on_mark is not None,
+                         _view=dict(rows=[], total=0, all=0, page=0, size=size, reason=""))
         self.on_msg(lambda _, message, __: _answer(self, message.get("event"), message.get("value")))
 
     def show(
@@ -65,14 +70,8 @@ class Table(anywidget.AnyWidget):
         self.given, self.all, self.reason, self.page = rows, len(rows) if total is None else total, reason, 0
         _arrange(self)
 
-    def choose(
-        self,
-        identity: str, # id of a row
-        turn: bool = False, # Turn to the row's page
-    ) -> None:
-        "Mark a row, turn to its page if asked, and tell whoever listens."
-        _mark(self, str(identity), turn)
-        self.on_select(str(identity))
+    def choose(self, identity: str, turn: bool = False) -> None: _choose(self, str(identity), turn) # turns to its page
+    def mark(self, identities: Iterable[str]) -> None: _mark_rows(self, identities) # those that are selected
 
 # %% ../../nbs/dashboards/11_table.ipynb #edab0667
 def _arrange(table: Table) -> None:
@@ -89,24 +88,50 @@ def _send_page(table: Table) -> None:
     pages = max(1, -(-len(table.rows) // table.size))
     table.page = min(max(table.page, 0), pages - 1)
     part = table.rows.iloc[table.page * table.size : (table.page + 1) * table.size]
-    table._view = dict(rows=_page_rows(part, [c["key"] for c in table.columns]), total=len(table.rows), all=table.all,
+    rows = _page_rows(part, [c["key"] for c in table.columns], table.marked)
+    table._view = dict(rows=rows, total=len(table.rows), all=table.all, marked=len(table.marked),
                        page=table.page, size=table.size, sort=table.sort, descending=table.descending,
                        selected=table.selected, reason=table.reason)
 
 # %% ../../nbs/dashboards/11_table.ipynb #772d8908
 def _mark(table: Table, identity: str, turn: bool) -> None:
-    "Mark a row and send its page, or the current one."
-    table.selected = identity
+    "Mark the chosen row and send its page, or the current one."
+    table.selected = table.touched = identity
     places = (table.rows["id"].astype(str) == identity).to_numpy().nonzero()[0] if turn else []
     if len(places):
         table.page = int(places[0]) // table.size
     _send_page(table)
+
+def _choose(table: Table, identity: str, turn: bool) -> None:
+    "Choose a row, turn to its page if asked, and tell whoever listens."
+    _mark(table, identity, turn)
+    table.on_select(identity)
+
+def _mark_rows(table: Table, identities: Iterable[str]) -> None:
+    "Show which rows are selected, on the page that is open."
+    table.marked = frozenset(map(str, identities))
+    _send_page(table)
+
+# %% ../../nbs/dashboards/11_table.ipynb #28d30af2
+def _toggled(table: Table, identity: str) -> frozenset[str]:
+    "The selected rows with one more, or without it."
+    table.touched = identity
+    return table.marked ^ {identity}
+
+def _extended(table: Table, identity: str) -> frozenset[str]:
+    "The rows from the one that was last chosen or toggled to another, in the order that is shown."
+    ids = table.rows["id"].astype(str).tolist()
+    places = sorted(ids.index(each) for each in (table.touched, identity) if each in ids)
+    return frozenset(ids[places[0]:places[-1] + 1]) if places else table.marked
 
 # %% ../../nbs/dashboards/11_table.ipynb #86e5d5a4
 def _answer(table: Table, event: str, value: Any) -> None:
     "What the page asked for."
     if event == "select":
         table.choose(value)
+    elif event in ("toggle", "extend"):
+        table.mark(_toggled(table, str(value)) if event == "toggle" else _extended(table, str(value)))
+        table.on_mark(sorted(table.marked))
     elif event == "sort":
         table.descending = not table.descending if table.sort == value else False
         table.sort, table.page = value, 0

@@ -248,8 +248,8 @@ def _warnings(estimate: Interval, ceiling: float | None, bound: Bound, steps: in
     if bound.few_pairs_unsettle and measured["effective_false_pairs"] < 50:
         notes.append(f"About {measured['effective_false_pairs']:.0f} false pairs carry the mean of exp: it is unsure.")
     if measured["train_gap"] > max(0.5, 0.5 * abs(estimate.value)):
-        notes.append(f"{measured['train']:.2f} nats on the training pairs: the critic remembers them, and more pairs "
-                     "would help.")
+        why = "the critic remembers them" if bound.trained else "the closed form follows chance correlations of them"
+        notes.append(f"{measured['train']:.2f} nats on the training pairs: {why}, and more pairs would help.")
     if measured["read"] != "critics":
         other = {"start": "the closed form from which they started", "nothing": "no information"}[measured["read"]]
         notes.append(f"The critics did worse than {other} on held-out pairs, and that is read instead.")
