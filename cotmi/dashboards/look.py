@@ -36,7 +36,9 @@ class Look(anywidget.AnyWidget):
     waits = traitlets.Bool(True).tag(sync=True) # Whether controls wait on a page that was opened again
     _met = traitlets.Bool(False).tag(sync=True) # Whether a page has been shown before
 
-    def __init__(self, **values: Any):
+    def __init__(self,
+        **values: Any # Of the traits, such as waits and layout
+    ):
         super().__init__(**values)
         self.on_msg(lambda _, message, __: self._greet(message.get("event")))
 
