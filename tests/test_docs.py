@@ -206,7 +206,7 @@ def test_figures_are_in_the_pages(site, pages):
         if sources(path) == sources(ROOT / "nbs" / "experiments" / path.name): # else the page shows no results
             saved[f"experiments/{path.stem}"] = figures(path)
     for page, count in saved.items():
-        assert pages[f"{page}.html"].text.count("Plotly.newPlot(") == count, page
+        assert pages[f"{page}.html"].text.count("<script>cotmiFigure(") == count, page
     with_figures = sum(map(bool, saved.values()))
     assert with_figures, "no notebook is saved with a figure"
     assert (site / "_static" / "plotly.min.js").stat().st_size > 1e6
