@@ -102,11 +102,11 @@ def test_words_give_the_tokens_of_the_text(tokenizer, texts, special):
 
 def test_most_texts_are_read_by_their_words(tokenizer, monkeypatch):
     "The words are not merely right because every text is read as a whole."
-    whole, encode = [], words._encode
+    whole, encode = [], words.batch_ids
     def spy(backend, texts, special=False):
         whole.extend(text for text in texts if text.count(" ") > 2)
         return encode(backend, texts, special)
-    monkeypatch.setattr(words, "_encode", spy)
+    monkeypatch.setattr(words, "batch_ids", spy)
     ids_by_words(tokenizer.backend_tokenizer, [*TEXT, "a  b a b a b"], True)
     assert "a  b a b a b" in whole and TEXT[1] not in whole
 

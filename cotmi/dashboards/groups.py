@@ -15,14 +15,14 @@ import pandas as pd
 from ..core import Interval
 from .figures import COLOURS, METHOD_COLOURS, PALETTE
 from .words import method_name
-from ..runs.grouping import Basis, basis_over_seeds, over_seeds, run_shape
+from ..runs.grouping import Basis, basis_over_seeds, over_seeds, run_shape, shape_key
 from ..runs.run_folder import Run
 from ..students.methods import METHODS
 
 # %% ../../nbs/dashboards/23_groups.ipynb #3374b248
 def _shape(run: Run) -> str:
     "What a run has in common with those of its group; a folder that says nothing stands for itself."
-    return repr(sorted(run_shape(run).items())) + str(run.config.get("dataset")) if run.config else str(run.path)
+    return repr(shape_key(run)) if run.config else str(run.path)
 
 def _in_order(runs: Iterable[Run]) -> list[Run]:
     "Complete runs first, by data set and method, so that what is added later takes no name away."

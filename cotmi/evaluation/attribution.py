@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.examples import SEGMENT_SEPARATOR
 from .answers import label_targets
-from ..students.family import StudentFamily, bounded
+from ..students.encoder_decoder import token_log_likelihoods
+from ..students.family import StudentFamily
 from ..students.methods import get_method
 from ..students.student import Student, family_for
 from ..students.tasks import input_tokens
@@ -47,11 +48,9 @@ def _log_likelihood(model: PreTrainedModel, family: StudentFamily, ids: Sequence
     "How likely a target is from its start on, in nats, with gradient."
     inputs, labels = (torch.tensor([list(each)], device=model.device) for each in (ids, target))
     batch = {"predict_input_ids": inputs, "predict_attention_mask": torch.ones_like(inputs), "predict_labels": labels}
-    task, (weight, bias) = family.forward_task(model, batch, "predict"), family.head(model)
-    hidden = task.hidden[0, start:] # [T - start, D]
-    logits = bounded(hidden @ weight.T if bias is None else hidden @ weight.T + bias, task.softcap)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide.log_softmax(-1).gather(1, labels[0, start:, None]).sum()
+    task = family.forward_task(model, batch, "predict")
+    return token_log_likelihoods(task.hidden[0, start:], labels[0, start:], *family.head(model),
+                                 softcap=task.softcap).sum()
 
 # %% ../../nbs/evaluation/05a_attribution.ipynb #e5216cce
 def _products(model: PreTrainedModel, family: StudentFamily, ids: Sequence[int], target: Sequence[int], start: int,

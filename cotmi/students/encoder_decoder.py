@@ -184,12 +184,13 @@ def token_log_likelihoods(
     bias: Tensor | None = None, # [W], where the head has one
     numbers: int = 16_000_000, # Logits held at once
     softcap: float | None = None, # What bounds the logits, where something does
-) -> Tensor: # [P] in nats, float32
+) -> Tensor: # [P] in nats, float32, or float64 where the states are
     "Log-probability of each label, a few positions at a time."
     parts = []
     for part, label in zip(*(x.split(max(1, numbers // len(weight))) for x in (hidden, labels)), strict=True):
         logits = part @ weight.T if bias is None else part @ weight.T + bias
-        parts.append(-F.cross_entropy(bounded(logits, softcap).float(), label, reduction="none"))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        parts.append(-F.cross_entropy(bounded(logits, softcap).to(wide), label, reduction="none"))
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #c2a81d63

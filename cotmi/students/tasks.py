@@ -23,7 +23,7 @@ from ..data.examples import SEGMENT_SEPARATOR
 from .layout import TextLayout, own_call_layout
 from .methods import ANSWER_MARKER, METHODS, get_method
 from .token_lists import IDS, joined, repeated, shortened, token_lists, with_rows
-from .words import ids_by_words
+from .words import batch_ids, ids_by_words
 
 # %% ../../nbs/students/01_tasks.ipynb #27562177
 PREFIXES = {task: METHODS["dss"].prefix(task) for task in METHODS["dss"].tasks}
@@ -54,7 +54,7 @@ def _quick_ids(backend: Any, texts: list[str], special: bool) -> Iterator[pa.Lis
     "Token ids in the quicker ways, the quickest first."
     if len(texts) >= _MANY and (made := ids_by_words(backend, texts, special)) is not None:
         yield made
-    yield token_lists([encoding.ids for encoding in backend.encode_batch_fast(texts, False, special)])
+    yield token_lists(batch_ids(backend, texts, special))
 
 # %% ../../nbs/students/01_tasks.ipynb #14ed5f3d
 def _whole_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], target: bool, special: bool) -> pa.ListArray:
