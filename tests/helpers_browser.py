@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.error
 import urllib.request
 from importlib.resources import files
 from pathlib import Path
+
+from helpers_ports import free_ports
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -38,12 +39,6 @@ def missing() -> str:
     return ""
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
@@ -67,7 +62,7 @@ def served(command: list[str], url: str, folder: Path, seconds: float = 120):
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
                    "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython"),
                    "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1", "HF_HUB_OFFLINE": "1"}
-    log = (home / f"server-{free_port()}.log").open("w+")
+    log = (home / f"server-{free_ports(1)[0]}.log").open("w+")
     server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         ends = time.monotonic() + seconds
@@ -89,7 +84,7 @@ def served(command: list[str], url: str, folder: Path, seconds: float = 120):
 @contextlib.contextmanager
 def jupyterlab(folder: Path):
     "A JupyterLab over a folder; gives its address."
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={url.rsplit(':')[-1]}",
                "--allow-root", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
                "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -100,7 +95,7 @@ def jupyterlab(folder: Path):
 @contextlib.contextmanager
 def voila(notebook: Path):
     "A Voilà over a notebook; gives its address."
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
     command = [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={url.rsplit(':')[-1]}",
                "--Voila.ip=127.0.0.1"]
     with served(command, f"{url}/voila/static/", notebook.parent):

@@ -2,11 +2,15 @@
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cotmi
+
+PACKAGE = f"{Path(cotmi.__file__).parent}/" # a checkout may be called cotmi too, and the tests be within it
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "unique", "equal")
 METHODS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 OUTSIDE = ("/torch/optim/", "/accelerate/", "masking_utils.py") # whose own waits are named where they are allowed
@@ -14,7 +18,7 @@ OUTSIDE = ("/torch/optim/", "/accelerate/", "masking_utils.py") # whose own wait
 
 def caller() -> str:
     "The innermost line of the package or of transformers that is running, with its file."
-    frames = [frame for frame in traceback.extract_stack() if "/cotmi/" in frame.filename
+    frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)
               or "/transformers/" in frame.filename or "/optim/" in frame.filename]
     return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} {frames[-1].line}" if frames else "elsewhere"
 

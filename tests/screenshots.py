@@ -79,7 +79,7 @@ def shoot(code: str, tabs: tuple[str, ...], given: argparse.Namespace, prefix: s
             board.get_by_role("tab").first.wait_for(timeout=240_000)
             for name in tabs:
                 for width in given.widths:
-                    page.set_viewport_size({"width": width, "height": 2400})
+                    page.set_viewport_size({"width": width, "height": 2400 if width > 800 else 8000})
                     show(page, open_tab(page, board, name), name)
                     parts = (prefix, *(["dark"] if theme == "dark" else []), *([str(width)] if width != 1280 else []),
                              name.lower().replace(" ", "-"))

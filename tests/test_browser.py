@@ -46,6 +46,16 @@ def report():
     print("\n" + "\n".join(f"browser: {name}: {seconds:.2f} s" for name, seconds in times.items()))
 
 
+# A figure by itself, and what a view may do to one between two frames: hide it, change it and show it.
+ALONE = """from cotmi.dashboards.bars import label_bars
+from cotmi.dashboards.plot import Plot
+alone = Plot(label_bars(["yes", "no"], [0.2, 0.8]))
+alone"""
+WHILE_HIDDEN = """alone.layout.display = "none"
+alone.figure = label_bars(["left", "right"], [0.2, 0.8])
+alone.layout.display = None"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "A folder with runs and the notebooks that show them."
@@ -57,7 +67,7 @@ def place(tmp_path_factory):
     browser.notebook(
         folder / "run.ipynb", "from cotmi import CompareDashboard, RunDashboard", f"RunDashboard({str(big)!r})",
         f"RunDashboard({str(choice)!r}, theme='dark')", f"RunDashboard({str(growing)!r}, follow=False)",
-        "CompareDashboard('grid')")
+        "CompareDashboard('grid')", ALONE, WHILE_HIDDEN)
     browser.notebook(folder / "page.ipynb", f"from cotmi import RunDashboard\nRunDashboard({str(big)!r})")
     return folder, growing
 
@@ -79,6 +89,7 @@ def open_tab(board, name):
 @contextlib.contextmanager
 def redrawn(plot):
     "What happens in the block must redraw a plot."
+    expect(plot).to_have_attribute("data-stale", "0") # no other redraw is under way
     before = plot.get_attribute("data-drawn")
     yield
     expect(plot).not_to_have_attribute("data-drawn", before)
@@ -484,19 +495,29 @@ def contents(board):
     return {(tab, title): plot.evaluate(read) for tab, title, plot in figures(board)}
 
 
-def test_lab_no_hidden_figure_is_stale(lab, place):
-    "A control that is moved while a tab is hidden shows its effect when the tab is shown, in every figure."
-    page, (_, growing) = lab[1], place
-    run, comparison = (page.locator(".jp-Cell").nth(i).locator(".cotmi") for i in (3, 4))
-    for board in (run, comparison):
-        board.scroll_into_view_if_needed()
-        plain = contents(board)
-        first, *_, last = tabs(board)
-        for here, theme, colour in ((first, "dark", "rgb(27, 30, 35)"), (last, "light", "rgb(255, 255, 255)")):
-            open_tab(board, here) # every figure of another tab is hidden
-            board.get_by_role("button", name=theme, exact=True).click()
-            shown = contents(board)
-            assert set(shown) == set(plain) and all(text.startswith(colour) for text in shown.values()), theme
+def board_of(lab, cell):
+    "The dashboard below a cell of the notebook that is open, where it can be seen: cells far away may not be drawn."
+    board = lab[1].locator(".jp-Cell").nth(cell).locator(".cotmi")
+    board.scroll_into_view_if_needed()
+    board.get_by_role("tab").first.wait_for()
+    return board
+
+
+# A control that is moved while a tab is hidden shows its effect when the tab is shown, in every figure.
+@pytest.mark.parametrize("cell", [3, 4], ids=["run", "comparison"])
+def test_lab_no_hidden_figure_keeps_the_other_theme(lab, cell):
+    board = board_of(lab, cell)
+    plain = contents(board)
+    first, *_, last = tabs(board)
+    for here, theme, colour in ((first, "dark", "rgb(27, 30, 35)"), (last, "light", "rgb(255, 255, 255)")):
+        open_tab(board, here) # every figure of another tab is hidden
+        board.get_by_role("button", name=theme, exact=True).click()
+        shown = contents(board)
+        assert set(shown) == set(plain) and all(text.startswith(colour) for text in shown.values()), theme
+
+
+def test_lab_no_hidden_figure_ends_at_an_earlier_step(lab, place):
+    run, growing = board_of(lab, 3), place[1]
     open_tab(run, tabs(run)[-1])
     before = lines(titled(open_tab(run, "Training"), "Loss terms"))
     open_tab(run, tabs(run)[-1])
@@ -505,21 +526,44 @@ def test_lab_no_hidden_figure_is_stale(lab, place):
     expect(run.get_by_text(re.compile("step"))).not_to_have_count(0)
     list(figures(run))
     assert lines(titled(open_tab(run, "Training"), "Loss terms")) != before
-    # Each box of the comparison: a figure shows hidden what it shows when the box is ticked in its sight.
-    for box in ("dss", "1"):
-        ticked = lambda: comparison.locator(".widget-checkbox:visible", has_text=box).locator("input").first # noqa: B023, E731
-        for name in tabs(comparison):
-            open_tab(comparison, name)
-            ticked().set_checked(False)
-            in_sight = {key: text for key, text in contents(comparison).items() if key[0] == name}
-            ticked().set_checked(True)
-            contents(comparison)
-            elsewhere = next(tab for tab in tabs(comparison) if tab != name)
-            open_tab(comparison, elsewhere)
-            ticked().set_checked(False)
-            assert {key: text for key, text in contents(comparison).items() if key[0] == name} == in_sight
-            ticked().set_checked(True)
-            contents(comparison)
+
+
+def test_lab_a_figure_that_changes_while_it_is_hidden_for_a_moment(lab):
+    "It comes back as wide as it was, so that its width tells nothing."
+    page = lab[1]
+    run_cell(page, 5)
+    alone = page.locator(".jp-Cell").nth(5).locator(".cotmi-plot")
+    expect(alone.locator(".ytick text")).to_have_text(["yes", "no"])
+    run_cell(page, 6)
+    expect(alone.locator(".ytick text")).to_have_text(["left", "right"])
+
+
+def test_lab_the_distribution_is_of_the_row_that_is_read(lab):
+    view = open_tab(board_of(lab, 2), "Rationales")
+    bars, rows = titled(view, "Label distribution"), view.locator(".cotmi-table tbody tr")
+    for number in (1, 2, 3, 1):
+        with redrawn(bars):
+            rows.nth(number).click()
+        expect(bars).to_have_attribute("data-stale", "0")
+
+
+@pytest.mark.parametrize("box", ["dss", "1"], ids=["method", "seed"])
+def test_lab_no_hidden_figure_draws_what_was_left_out(lab, box):
+    "A figure shows hidden what it shows when the box is ticked in its sight."
+    comparison = board_of(lab, 4)
+    ticked = lambda: comparison.locator(".widget-checkbox:visible", has_text=box).locator("input").first # noqa: E731
+    for name in tabs(comparison):
+        open_tab(comparison, name)
+        ticked().set_checked(False)
+        in_sight = {key: text for key, text in contents(comparison).items() if key[0] == name}
+        ticked().set_checked(True)
+        contents(comparison)
+        elsewhere = next(tab for tab in tabs(comparison) if tab != name)
+        open_tab(comparison, elsewhere)
+        ticked().set_checked(False)
+        assert {key: text for key, text in contents(comparison).items() if key[0] == name} == in_sight
+        ticked().set_checked(True)
+        contents(comparison)
 
 
 # Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.
@@ -591,40 +635,74 @@ def test_lab_coming_back(lab):
     page.goto("about:blank")
     page.goto(f"{url}/lab/tree/run.ipynb?token={browser.TOKEN}")
     board = boards(page).nth(0)
-    expect(board.get_by_role("tab", name="Training")).to_be_visible(timeout=60_000)
+    expect(board.locator(".cotmi-waiting")).to_have_attribute("data-greeted", "1", timeout=60_000)
     losses = titled(open_tab(board, "Training"), "Loss terms")
     assert logarithmic().is_checked()
+    expect(losses).to_have_attribute("data-stale", "0")
     before = lines(losses)
     with redrawn(losses):
         board.get_by_text("Logarithmic loss").click()
     assert lines(losses) != before
 
 
-def test_lab_controls_wait_for_the_kernel(lab, place):
-    "On a page that was opened again a control waits until the kernel answers, and no click is lost."
+# A page whose greeting is held up on its way, as by a slow kernel, and which loses figures while `cotmiLoses` says so.
+SLOW = """globalThis.cotmiHeld = []; globalThis.cotmiLost = 0;
+  const { send } = WebSocket.prototype, read = data => typeof data === 'string' ? data : new TextDecoder().decode(data);
+  WebSocket.prototype.send = function (data) {
+    if (!globalThis.cotmiHeld || !read(data).includes('"event":"hello"')) return send.call(this, data);
+    globalThis.cotmiHeld.push([this, data]);
+  };
+  const usual = Object.getOwnPropertyDescriptor(WebSocket.prototype, 'onmessage');
+  Object.defineProperty(WebSocket.prototype, 'onmessage', { ...usual, set(take) {
+    usual.set.call(this, message => {
+      if (!globalThis.cotmiLoses || !read(message.data).includes('"_figure"')) take.call(this, message);
+      else globalThis.cotmiLost++;
+    });
+  } });"""
+GREET = """() => { const held = globalThis.cotmiHeld; globalThis.cotmiHeld = null; globalThis.cotmiLoses = false;
+  held.forEach(([socket, data]) => socket.send(data)); }"""
+
+
+def open_slowly(lab):
+    "Open the notebook again; gives its page, its first dashboard and the box that the tests tick, held."
     url, page = lab
-    expect(boards(page).nth(0).locator(".cotmi-waiting")).to_be_hidden() # it was greeted
-    page.add_init_script(script="""const send = WebSocket.prototype.send; globalThis.cotmiHeld = [];
-      WebSocket.prototype.send = function (data) { // a greeting is held up on its way, as by a slow kernel
-        const text = typeof data === 'string' ? data : new TextDecoder().decode(data);
-        if (!globalThis.cotmiHeld || !text.includes('"event":"hello"')) return send.call(this, data);
-        globalThis.cotmiHeld.push([this, data]);
-      };""")
+    page.add_init_script(script=SLOW)
     page.goto("about:blank")
     page.goto(f"{url}/lab/tree/run.ipynb?token={browser.TOKEN}")
     board = boards(page).nth(0)
     expect(board.get_by_text("Reconnecting to the kernel")).to_be_visible(timeout=60_000)
     box = board.locator(".widget-checkbox", has_text="Logarithmic loss").locator("input")
     expect(box).to_have_js_property("inert", True)
+    return page, board, box
+
+
+def test_lab_controls_wait_for_the_kernel(lab):
+    "On a page that was opened again a control waits until the kernel answers, and no click is lost."
+    expect(boards(lab[1]).nth(0).locator(".cotmi-waiting")).to_have_attribute("data-greeted", "1")
+    page, board, box = open_slowly(lab)
     expect(board.get_by_role("button", name="Refresh")).to_have_js_property("inert", True)
-    page.evaluate("() => { const held = globalThis.cotmiHeld; globalThis.cotmiHeld = null;"
-                  "held.forEach(([socket, data]) => socket.send(data)); }")
+    page.evaluate(GREET)
     expect(board.locator(".cotmi-waiting")).to_be_hidden()
     expect(box).to_have_js_property("inert", False)
     losses = titled(open_tab(board, "Training"), "Loss terms")
     before = lines(losses)
     with redrawn(losses):
         box.click()
+    assert lines(losses) != before
+
+
+def test_lab_a_page_is_sent_what_it_missed_while_it_opened(lab):
+    "What the kernel sends after a page's first look and before it listens is lost to it; the greeting mends that."
+    page, board, box = open_slowly(lab)
+    losses = titled(board, "Loss terms")
+    expect(losses).to_have_attribute("data-stale", "0")
+    before, drawn = lines(losses), losses.get_attribute("data-drawn")
+    page.evaluate("globalThis.cotmiLoses = true")
+    box.evaluate("box => box.click()") # a reader cannot
+    page.wait_for_function("globalThis.cotmiLost")
+    assert (lines(losses), losses.get_attribute("data-drawn")) == (before, drawn)
+    page.evaluate(GREET)
+    expect(losses).not_to_have_attribute("data-drawn", drawn)
     assert lines(losses) != before
 
 

@@ -14,16 +14,19 @@ from typing import Any
 import pandas as pd
 
 from .markup import bullets, esc
+from ..runs.grouping import TERM_FIELDS
 from ..runs.run_folder import Run, has_objective
+from ..students.methods import METHODS
 
 # %% ../../nbs/dashboards/23a_comparable.ipynb #a671a70f
-_OF_TERM = ("objective", "beta", "mi_gradient", "critic", "critic_hidden", "critic_embedding", "critic_learning_rate",
-            "smile_tau") # what only methods with a mutual-information term look at
+_OF_RATIONALES = ("alpha", "rationale_max_length") # what a method that writes none does not look at
 _NOT_TOLD = ("seed", "report_to", "eval_batch_size", "logging_steps") # does not shape a student
 
 def _told(run: Run) -> dict[str, Any]:
     "The values of a configuration that its method looks at."
-    skip = _NOT_TOLD if has_objective(run.config) else (*_NOT_TOLD, *_OF_TERM)
+    method = METHODS.get(str(run.config.get("method")))
+    skip = {*_NOT_TOLD, *(() if has_objective(run.config) else TERM_FIELDS),
+            *(() if method is None or method.writes_rationales else _OF_RATIONALES)}
     return {name: value for name, value in run.config.items() if name not in skip}
 
 def _first_of(runs: Iterable[Run], names: Mapping[Path, str]) -> dict[str, Run]:
@@ -42,7 +45,8 @@ def what_differs(
     first = _first_of(runs, names)
     told = {name: _told(run) for name, run in first.items()}
     fields = dict.fromkeys(field for run in first.values() for field in run.config)
-    unlike = [field for field in fields if len({str(values.get(field, "")) for values in told.values()}) > 1]
+    unlike = [field for field in fields
+              if len({str(values[field]) for values in told.values() if field in values}) > 1]
     return pd.DataFrame([[str(values.get(field, "")) for field in unlike] for values in told.values()],
                         columns=unlike, index=pd.Index(list(told), name="group"))
 

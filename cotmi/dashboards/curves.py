@@ -160,9 +160,11 @@ def _held_out(history: pd.DataFrame) -> list[go.Scatter]:
                              legendgroup="held-out Î on valid", line=dict(color=PALETTE["blue"], width=2),
                              hovertemplate="step %{x:,}<br>held-out Î %{y:.3f} nats<extra></extra>"))
     steps, null = over_steps(history, "valid/mi_null")
-    return traces + [go.Scatter(x=steps, y=null, mode="lines", name="95 % of shuffles stay below",
+    drawn = np.maximum(null, 0) # shuffled pairs can read far below 0, where the curve would be flattened for nothing
+    return traces + [go.Scatter(x=steps, y=drawn, customdata=null, mode="lines", name="95 % of shuffles stay below",
                                 line=dict(color=PALETTE["vermilion"], width=1.2, dash="dot"),
-                                hovertemplate="step %{x:,}<br>null %{y:.3f} nats<extra></extra>")] * bool(len(steps))
+                                hovertemplate="step %{x:,}<br>null %{customdata:.3f} nats<extra></extra>")
+                     ] * bool(len(steps))
 
 # %% ../../nbs/dashboards/01_curves.ipynb #c68cec40
 def _tell_ceiling(figure: go.Figure, name: str, ceiling: float) -> None:

@@ -21,14 +21,12 @@ from ..runs.grouping import Group, group_runs
 
 # %% ../../nbs/dashboards/28a_differences_view.ipynb #642d6172
 _COLUMNS = (("dataset", "Data", "text", "90px"), ("a", "First", "text", ""), ("b", "Second", "text", ""),
-            ("difference", "First − second", "text", "170px"), ("p", "p", "number", "70px"),
-            ("p_holm", "p (Holm)", "number", "80px"), ("holds", "Holds", "mark", "60px"),
-            ("smallest", "Smallest to be seen", "number", "130px"), ("test", "Test", "text", ""))
+            ("difference", "First − second", "text", "170px"), ("p", "p", "p", "76px"),
+            ("p_holm", "p (Holm)", "p", "80px"), ("holds", "Holds", "mark", "60px"),
+            ("smallest", "Smallest to be seen", "figure", "130px"), ("test", "Test", "text", "240px"))
 LEVEL = 0.05 # Of the tests, after Holm
 
 def _signed(value: float) -> str: return f"{round(value, 2) + 0.0:+.2f}" # + 0.0: no -0.00
-
-def _rounded(p: float) -> float: return float(f"{p:.2g}") # as far as its size says anything
 
 # %% ../../nbs/dashboards/28a_differences_view.ipynb #0ea5188b
 def _tested_rows(groups: list[Group], metric: Metric, notes: list[str]) -> pd.DataFrame:
@@ -38,7 +36,7 @@ def _tested_rows(groups: list[Group], metric: Metric, notes: list[str]) -> pd.Da
         value, low, high, smallest = (metric.factor * pair[k] for k in ("difference", "low", "high", "smallest"))
         rows.append({"id": str(n), "dataset": pair["dataset"], "a": pair["a"], "b": pair["b"],
                      "difference": f"{_signed(value)} [{_signed(low)}, {_signed(high)}]",
-                     "p": _rounded(pair["p_value"]), "p_holm": _rounded(pair["p_holm"]),
+                     "p": pair["p_value"], "p_holm": pair["p_holm"],
                      "holds": bool(pair["p_holm"] < LEVEL),
                      "smallest": smallest if np.isfinite(smallest) else None, "test": pair["test"]})
     return pd.DataFrame(rows, columns=["id", *(c[0] for c in _COLUMNS)])

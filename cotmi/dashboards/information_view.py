@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 
 from .figures import PALETTE
@@ -19,6 +20,7 @@ from .markup import bullets, esc, missing, remark
 from .reestimate import Reestimate, kept_estimates
 from .view import View
 from .words import rounded_text
+from ..runs.run_files import number_of
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #81e9f85d
 _MEASURED = (("train", "on training pairs", " nats"), ("gaussian", "Gaussian closed form", " nats"),
@@ -44,7 +46,10 @@ _SAID = (("lower", "I(Z;V) itself at least {} nats, with 95 % confidence"),
 
 def _evidence(e: Mapping[str, Any]) -> list[str]:
     "What an estimate says of the information itself, beside the interval of its bound."
-    return [words.format(rounded_text(e[key])) for key, words in _SAID if isinstance(e.get(key), int | float)]
+    known = {key: e[key] for key, _ in _SAID if isinstance(e.get(key), int | float)}
+    if known.get("lower", 0) < 0: # information is never less than nothing
+        known["lower"] = 0
+    return [words.format(rounded_text(known[key])) for key, words in _SAID if key in known]
 
 # %% ../../nbs/dashboards/15_information_view.ipynb #c0bd96f5
 _TWINS = {"gaussian": "Gaussian closed form", "upper_twin": "CLUB, an upper bound", "ksg": "nearest neighbours (KSG)"}
@@ -87,8 +92,9 @@ def _estimate_row(e: Mapping[str, Any], hollow: bool) -> dict | None:
     again = f" · re-estimated{_asked(e)}" if hollow else ""
     notes, measured = diagnostics_text(e.get("diagnostics") or {})
     title, direction = _nature(e)
+    null = np.maximum(number_of(e.get("null_high")), 0) # drawn as in the story: far below 0 it would stretch the axis
     return {"label": f"{title}{_critic(e)}{again}", "value": value, "low": low, "high": high,
-            "mark": e.get("null_high"), "hollow": hollow, "colour": PALETTE["purple"], "note": " ".join(notes),
+            "mark": null, "hollow": hollow, "colour": PALETTE["purple"], "note": " ".join(notes),
             "direction": direction, "twins": _twins(e), "notes": notes,
             "measured": "; ".join(filter(None, (*_evidence(e), measured)))}
 

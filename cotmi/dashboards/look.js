@@ -18,7 +18,7 @@ const PATIENCE = 15_000; // after which the bar says what to do
 export default { render({ model, el }) {
   el.style.display = 'none'; el.classList.add('cotmi-waiting'); el.setAttribute('role', 'status');
   let seen = null, asked = 0, root = null, waiting = false, reached = false, tick = 0;
-  const began = performance.now();
+  const began = performance.now(), page = `${Date.now()}-${Math.random()}`; // the kernel sends each page once what it missed
   const connected = () => model.get('layout')?.comm_live !== false; // a model without a way to the kernel says so
   const hold = on => {
     for (const control of root.querySelectorAll(CONTROLS)) if (control.inert !== on) control.inert = on;
@@ -30,8 +30,8 @@ export default { render({ model, el }) {
     if (needed || waiting) hold(needed);
     waiting = needed; el.style.display = needed ? 'block' : 'none';
   };
-  const hello = () => { if (!reached && connected()) model.send({ event: 'hello' }); show(); };
-  const answered = message => { if (message.event === 'hello') { reached = true; show(); } };
+  const hello = () => { if (!reached && connected()) model.send({ event: 'hello', page }); show(); };
+  const answered = message => { if (message.event === 'hello') { reached = true; el.dataset.greeted = 1; show(); } };
   const begin = () => {
     root = el.closest('.cotmi');
     if (!root) { asked = requestAnimationFrame(begin); return; } // not on the page yet

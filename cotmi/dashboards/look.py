@@ -7,7 +7,7 @@ __all__ = ['LOOKS', 'page_file', 'Look', 'board', 'set_theme', 'has_front_end', 
 
 # %% ../../nbs/dashboards/06_look.ipynb #6e4c59ad
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -29,6 +29,14 @@ def page_file(
 # %% ../../nbs/dashboards/06_look.ipynb #5f2b9ab1
 LOOKS = ("auto", *THEMES)
 
+def _family(members: Iterable[widgets.Widget]) -> Iterator[widgets.Widget]:
+    "Widgets, their layouts, and all that they hold."
+    for widget in members:
+        yield widget
+        yield from _family(getattr(widget, "children", ()))
+        if isinstance(widget, widgets.DOMWidget):
+            yield widget.layout
+
 class Look(anywidget.AnyWidget):
     "Carries the style sheet to the page, names controls for screen readers, and says when they wait for the kernel."
     _esm = page_file("look.js")
@@ -36,16 +44,25 @@ class Look(anywidget.AnyWidget):
     waits = traitlets.Bool(True).tag(sync=True) # Whether controls wait on a page that was opened again
     _met = traitlets.Bool(False).tag(sync=True) # Whether a page has been shown before
 
-    def __init__(self,
+    def __init__(
+        self,
+        beside: Iterable[widgets.Widget] = (), # What the dashboard shows
         **values: Any # Of the traits, such as waits and layout
     ):
+        self._beside, self._pages = tuple(beside), set()
         super().__init__(**values)
-        self.on_msg(lambda _, message, __: self._greet(message.get("event")))
+        self.on_msg(lambda _, message, __: self._greet(message))
 
-    def _greet(self, event: Any) -> None:
-        if event == "hello":
-            self._met = True
-            self.send({"event": "hello"})
+    def _greet(self, message: dict) -> None:
+        if message.get("event") != "hello":
+            return
+        page = str(message.get("page"))
+        if self._met and page not in self._pages: # it may have missed what changed while it opened
+            for widget in _family(self._beside):
+                widget.send_state()
+        self._pages.add(page)
+        self._met = True
+        self.send({"event": "hello"})
 
 # %% ../../nbs/dashboards/06_look.ipynb #27c68977
 def board(
@@ -53,7 +70,7 @@ def board(
     waits: bool = True, # Whether controls wait on a page that was opened again until the kernel answers
 ) -> list[widgets.Widget]: # The children with the style sheet before them
     "The children of a dashboard's outermost box."
-    return [Look(layout=widgets.Layout(), waits=waits), *children]
+    return [Look(children, layout=widgets.Layout(), waits=waits), *children]
 
 # %% ../../nbs/dashboards/06_look.ipynb #b02e48e0
 def set_theme(

@@ -18,6 +18,7 @@ from .mi_story import story_curves, term_curves
 from .training_view import ceilings_of
 from .view import View
 from ..runs.run_data import data_fingerprint
+from ..runs.run_files import number_of
 from ..runs.run_folder import Run
 from ..students.methods import METHODS
 
@@ -62,6 +63,8 @@ def _information_words(history: pd.DataFrame) -> list[str]:
         return []
     words = [f"On valid pairs I(Z;V) was read as {ends[1]:.2f} nats at step {ends[0]:,} and {ends[3]:.2f} at "
              f"{ends[2]:,}."]
+    if ends[3] <= 0: # shuffled pairs may read less still, which is no reason to call it information
+        return [*words, "The last reading is not above zero: no information is shown."]
     if null is not None:
         more = "more" if ends[3] > null else "no more"
         words.append(f"Of shuffled pairs 95 % stay below {null:.2f}: the pairs tell {more} than chance.")
@@ -83,7 +86,11 @@ def story_words(
     ghost: Run | None = None, # As `run_without_term` gives it
 ) -> list[str]: # Sentences, plain text
     "What the figures show, in sentences."
-    words = _information_words(run.history)
+    words, end = _information_words(run.history), run.interval("test/mi")
+    if words and end is not None and (pairs := number_of(run.config.get("valid_mi_pairs"))) > 0:
+        words.append(f"The reading is a lower bound from at most {pairs:.0f} pairs: good for its course, and too low "
+                     "where Z and V share many dimensions (a larger valid_mi_pairs reads more, and takes longer). With "
+                     f"all pairs kept of test it is {end.value:.2f} nats at the end.")
     if ghost is not None and words:
         ends = [(_last(ghost.history, f"valid/{name}"), form) for name, form in (("mi", "{:.2f} nats"),
                                                                                ("accuracy", "{:.1%} right"))]

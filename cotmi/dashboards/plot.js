@@ -101,7 +101,10 @@ export default { render({ model, el }) {
       ready ??= await source(model.get('version'));
       do {
         again = false;
-        if (gone || !box.offsetWidth || !model.get('_figure')) return; // drawn when it is visible
+        if (gone || !model.get('_figure')) return;
+        if (!box.offsetWidth) { // drawn when it is visible: who observes anew is told of any size, also of the former one
+          visible.unobserve(box); visible.observe(box); return;
+        }
         figure = prepare(); width = box.offsetWidth;
         const fresh = !target._fullLayout;
         await ready.plotly.react(target, figure.data, figure.layout,

@@ -103,15 +103,16 @@ def _read(view: RationalesView, identity: str | None) -> None:
     "Open an example, with its distribution over the labels where they are a closed list, and the words it rests on."
     examples = view.dash.examples
     chosen = examples[examples["id"] == identity]
-    view.bars.layout.display, view.salience.value = "none", ""
     if not len(chosen):
+        view.bars.layout.display, view.salience.value = "none", ""
         text = "Choose a row to read it here." if len(examples) else "There are no examples yet."
         view.detail.value = "<h3>Example</h3>" + missing(text)
         return
     row = chosen.iloc[0]
     view.detail.value = example_html(row)
     view.salience.value = salience_html(kept_salience(view.dash.run, str(row["id"]), row["predicted_label"]))
-    if row["choices"] and len(row["choices"]) == len(row["label_probabilities"]):
+    weighed = bool(row["choices"]) and len(row["choices"]) == len(row["label_probabilities"])
+    if weighed:
         view.bars.figure = label_bars(row["choices"], row["label_probabilities"], row["gold_label"],
                                       row["predicted_label"])
-        view.bars.layout.display = None
+    view.bars.layout.display = None if weighed else "none"

@@ -28,7 +28,7 @@ _ACCURACY, _ECE, _MI = map(get_metric, ("test/accuracy", "test/ece", "test/mi"))
 _COLUMNS = (("dataset", "Data", "text", "80px"), ("group", "Method", "text", ""), ("student", "Student", "text", ""),
             ("seed", "Seed", "number", "54px"), ("status", "Status", "text", "80px"),
             ("accuracy", "Accuracy", "share", "108px"), ("interval", "95 % interval", "text", "112px"),
-            ("ece", _ECE.heading, "number", "74px"), ("mi", _MI.heading, "number", "100px"),
+            ("ece", _ECE.heading, "figure", "74px"), ("mi", _MI.heading, "figure", "100px"),
             ("steps", "Steps", "number", "70px"), ("run", "Run", "text", ""))
 
 # %% ../../nbs/dashboards/24_runs_view.ipynb #6e8c425d

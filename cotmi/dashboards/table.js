@@ -3,8 +3,14 @@
 const make = (tag, props = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), props); made.append(...children); return made;
 };
+const LOOK = { figure: 'number', p: 'number' }; // of the kinds that have none of their own
+const NUMBERS = { // how a number of a kind is written
+  number: value => value.toLocaleString('en', { maximumFractionDigits: 4 }),
+  figure: value => value.toLocaleString('en', { minimumFractionDigits: 2, maximumFractionDigits: 2 }),
+  p: value => value < 0.0001 ? '<0.0001' : value.toLocaleString('en', { maximumSignificantDigits: 2 }),
+};
 function cell(kind, value) {
-  const td = make('td', { className: 'is-' + kind });
+  const td = make('td', { className: 'is-' + (LOOK[kind] ?? kind) });
   if (value === null || value === undefined) { td.textContent = '–'; td.classList.add('none'); }
   else if (kind === 'mark') {
     const word = value ? 'yes' : 'no';
@@ -12,9 +18,7 @@ function cell(kind, value) {
   } else if (kind === 'share') {
     const fill = make('i'); fill.style.width = Math.round(100 * Math.max(0, Math.min(1, value))) + '%';
     td.append(make('span', { className: 'meter' }, fill), make('span', { textContent: value.toFixed(2) }));
-  } else if (kind === 'number' && typeof value === 'number') {
-    td.textContent = value.toLocaleString('en', { maximumFractionDigits: 4 });
-  }
+  } else if (NUMBERS[kind] && typeof value === 'number') { td.textContent = NUMBERS[kind](value); }
   else {
     const text = String(value);
     const short = text.length > 300 ? text.slice(0, 300) + '…' : text;
@@ -31,7 +35,7 @@ export default { render({ model, el }) {
     const least = columns.reduce((sum, column) => sum + (parseFloat(column.width) || 110), 0); // narrower, it scrolls
     const head = make('tr', {}, ...columns.map(column => {
       const on = view.sort === column.key;
-      const th = make('th', { className: 'is-' + column.kind, scope: 'col' });
+      const th = make('th', { className: 'is-' + (LOOK[column.kind] ?? column.kind), scope: 'col' });
       th.setAttribute('aria-sort', on ? (view.descending ? 'descending' : 'ascending') : 'none');
       if (column.width) th.style.width = column.width;
       const arrow = on ? (view.descending ? ' ▾' : ' ▴') : '';

@@ -17,7 +17,7 @@ from ..core import check_choice
 from .look import page_file
 
 # %% ../../nbs/dashboards/11_table.ipynb #dbe0aa00
-KINDS = ("text", "number", "share", "mark") # How the cells of a column look
+KINDS = ("text", "number", "figure", "p", "share", "mark") # How the cells of a column look
 
 def _cell_value(value: Any) -> Any:
     "A value as JSON knows it; NaN and NA become None."
@@ -44,7 +44,7 @@ class Table(anywidget.AnyWidget):
 
     def __init__(
         self,
-        columns: Sequence[tuple[str, str, str, str]], # key, title, kind (text, number, share, mark), CSS width or ""
+        columns: Sequence[tuple[str, str, str, str]], # key, title, kind (one of `KINDS`), CSS width or ""
         on_select: Callable[[str], None] | None = None, # Called with the id of a chosen row
         size: int = 15, # Rows a page
         label: str = "Examples", # What a screen reader calls the table
