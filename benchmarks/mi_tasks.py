@@ -3,16 +3,18 @@
     python -m benchmarks.mi_tasks --bmi-python FOLDER/bin/python    all tasks, two samples each, and wide features
     python -m benchmarks.mi_tasks --samples 0 --only spiral         one sample of the tasks with spiral in their name
     python -m benchmarks.mi_tasks --bounds infonce,smile,nwj        other bounds too
-    python -m benchmarks.mi_tasks --peers                           also bmi's own InfoNCE, which is slow
+    python -m benchmarks.mi_tasks --peers                           also bmi's own InfoNCE, torch-mist's and its SMILE
 
-bmi needs jax, so its samples are drawn in an environment of its own, whose Python `--bmi-python` names:
+bmi needs jax, so its samples are drawn in an environment of its own, whose Python `--bmi-python` names (torch-mist's is
+that of `benchmarks.mi_side_by_side`, made on the first call):
 
     python -m venv FOLDER && FOLDER/bin/pip install benchmark-mi "jax[cpu]<0.4.34"
 
-They are kept in the folder `--cache` and drawn once. The defaults were found on sample 0 of some of the tasks; sample 1
-was held out. KSG and CCA (the closed form for Gaussian pairs, read on held-out pairs) are of the same samples. The
-table is benchmarks/results/mi_tasks.json, written after every row; rows that it holds are not measured again without
-`--again`. `hard` are the 20 tasks that normal scores do not turn Gaussian.
+The samples are kept in the folder `--cache` and drawn once. The defaults were found on sample 0 of some of the tasks;
+sample 1 was held out. KSG and CCA (the closed form for Gaussian pairs, read on held-out pairs) are of the same samples.
+Both peers keep their defaults, learn on one half of the pairs and are read on the other (torch-mist has hidden layers
+of 256 and 128). The table is benchmarks/results/mi_tasks.json, written after every row; rows that it holds are not
+measured again without `--again`. `hard` are the 20 tasks that normal scores do not turn Gaussian.
 
 The wide features have 512 dimensions a side that are made from ten shared latents of 2 nats in all, with noise of a
 tenth; and independent ones likewise.
@@ -33,6 +35,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
+from benchmarks.mi_side_by_side import environment
 from cotmi.core import CotmiError, read_json, to_json, write_text
 from cotmi.information.estimate import estimate_mi
 from cotmi.information.known_truths import gaussian_pairs
@@ -52,10 +55,20 @@ for name, task in bmi.benchmark.BENCHMARK_TASKS.items():
         np.savez(f"{folder}/{name}--{sample}.npz", x=np.asarray(x, np.float32), y=np.asarray(y, np.float32),
                  truth=float(task.mutual_information))
 """
-THEIRS = """
+BMI = """
 import sys, numpy as np, bmi
 pairs = np.load(sys.argv[1])
 print(float(bmi.estimators.InfoNCEEstimator().estimate(pairs["x"], pairs["y"])))
+"""
+MIST = """
+import sys, numpy as np, torch
+from torch_mist import estimate_mi
+torch.manual_seed(0)
+pairs = np.load(sys.argv[1])
+x, y = pairs["x"], pairs["y"]
+half = len(x) // 2
+print(float(estimate_mi((x[:half], y[:half]), sys.argv[2], test_data=(x[half:], y[half:]), verbose=False, logger=False,
+                        hidden_dims=[256, 128])))
 """
 
 
@@ -103,10 +116,10 @@ def by_ksg(z: Any, v: Any) -> dict[str, Any]:
     return {"value": value, "seconds": time.perf_counter() - started}
 
 
-def by_bmi(python: Path, path: Path) -> dict[str, Any]:
-    "bmi's own InfoNCE with its defaults, in its environment."
+def by_peer(python: Path, script: str, path: Path, *options: str) -> dict[str, Any]:
+    "What a script prints last in an environment of its own."
     started = time.perf_counter()
-    out = subprocess.run([str(python), "-c", THEIRS, str(path)], capture_output=True, text=True, check=True)
+    out = subprocess.run([str(python), "-c", script, str(path), *options], capture_output=True, text=True, check=True)
     return {"value": float(out.stdout.split()[-1]), "seconds": time.perf_counter() - started}
 
 
@@ -120,7 +133,9 @@ def estimators(options: argparse.Namespace) -> dict[str, Callable[[Path], dict[s
         f"cotmi {bound}": lambda path, bound=bound: ours(*pairs(path), bound) for bound in options.bounds.split(",")}
     columns |= {"ksg": lambda path: by_ksg(*pairs(path)), "cca": lambda path: ours(*pairs(path), "gaussian")}
     if options.peers:
-        columns["bmi infonce"] = lambda path: by_bmi(options.bmi_python, path)
+        columns["bmi infonce"] = lambda path: by_peer(options.bmi_python, BMI, path)
+        columns |= {f"torch-mist {bound}": lambda path, bound=bound: by_peer(environment(), MIST, path, bound)
+                    for bound in ("smile", "infonce")}
     return columns
 
 
@@ -174,7 +189,7 @@ def main():
     parser.add_argument("--only", default="", help="tasks with this in their name; `wide` for the wide features")
     parser.add_argument("--wide-samples", type=int, default=5, help="samples of the wide features of each size")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peers", action="store_true", help="bmi's own InfoNCE too")
+    parser.add_argument("--peers", action="store_true", help="bmi's own InfoNCE and torch-mist's bounds too")
     parser.add_argument("--again", action="store_true", help="measure anew what is in the table already")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

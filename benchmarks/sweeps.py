@@ -1,6 +1,6 @@
 """Many runs: what it takes to plan, skip and table a sweep, and to list finished run folders.
 
-    python -m benchmarks.sweeps                    1,000 planned runs, 10,000 finished folders
+    python -m benchmarks.sweeps                    1,000 planned runs, 10,000 finished folders, 1,000 compared
     python -m benchmarks.sweeps --planned 200 --finished 1000
 
 The finished folders are made by this script, with the files of a real run and made-up figures; no student is trained.
@@ -13,6 +13,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cotmi.runs.run_files import write_predictions
 
 COMMAND = [sys.executable, "-c", "from cotmi.cli import main; main()"]
 
@@ -44,6 +49,17 @@ def finish(folder: Path, values: dict, place: int) -> None:
     (folder / "student").mkdir()
 
 
+def answer(folder: Path, place: int, questions: int = 1200) -> None:
+    "Write answers to a test set as a run has them, right as often as its metrics say, in no order but the seed's."
+    draw = np.random.default_rng(place)
+    right = draw.random(questions) < 0.5 + place % 100 / 250
+    words = [f"Question {number} of a story of some thirty words " * 3 for number in range(questions)]
+    write_predictions(folder / "predictions.parquet", pd.DataFrame({
+        "id": [f"test-{number}" for number in range(questions)], "input": words, "gold_label": "7",
+        "predicted_label": np.where(right, "7", "8"), "correct": right, "confidence": draw.random(questions),
+        "rationale": words, "generated_rationale": words, "rationale_rouge_l": draw.random(questions)}))
+
+
 def timed(place: Path, *words: object) -> float:
     "Seconds that a command takes, its start included."
     start = time.perf_counter()
@@ -54,8 +70,8 @@ def timed(place: Path, *words: object) -> float:
     return seconds
 
 
-def measure(place: Path, runs: int, finished: int) -> dict[str, float]:
-    "Seconds of each command over a sweep of which some runs are finished."
+def measure(place: Path, runs: int, finished: int, answered: bool) -> dict[str, float]:
+    "Seconds of each command over a sweep of which some runs are finished; compared where they have answers."
     from cotmi.runs.sweep import plan_sweep
     from cotmi.runs.sweep_file import read_sweep
 
@@ -65,10 +81,14 @@ def measure(place: Path, runs: int, finished: int) -> dict[str, float]:
     for number, run in enumerate(planned[:finished]):
         if not run.folder.exists():
             finish(run.folder, run.config.to_dict(), number)
+        if answered:
+            answer(run.folder, number)
     took = {"--dry-run": timed(place, "sweep", file, "--dry-run"), "--status": timed(place, "sweep", file, "--status"),
             "plan": timed(place, "plan", file), "list": timed(place, "list")}
     if finished >= len(planned): # nothing is due: skipped, and the table shown
         took["sweep"] = timed(place, "sweep", file)
+    if answered:
+        took["compare"] = timed(place, "compare", "outputs")
     return took
 
 
@@ -85,7 +105,7 @@ def main() -> None:
             if not finished:
                 Path(folder, "outputs").mkdir()
                 finish(Path(folder, "outputs", "demo", "other"), {"dataset": "demo", "student": "x"}, 0)
-            for command, seconds in measure(Path(folder), runs, finished).items():
+            for command, seconds in measure(Path(folder), runs, finished, finished == given.planned).items():
                 print(f"| {runs:,} | {finished:,} | {command} | {seconds:.1f} |", flush=True)
 
 

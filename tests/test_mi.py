@@ -14,7 +14,7 @@ from cotmi.information.bounds import BOUNDS, infonce
 from cotmi.information.correlations import Correlation, correlation
 from cotmi.information.critic_fit import fit_critic, read_bound, score, shuffled_batches
 from cotmi.information.critics import Critic, GaussianStart, get_critic
-from cotmi.information.estimate import EstimationCancelled, MIEstimate, estimate_mi
+from cotmi.information.estimate import EstimationCancelled, MIEstimate, estimate_mi, quick_estimate
 from cotmi.information.known_truths import (
     _signed_mi,
     gaussian_club,
@@ -147,6 +147,16 @@ def test_more_dimensions_than_pairs_are_reduced():
     assert found.value > 1.2
     assert found.diagnostics["z_used"] < 20 and found.diagnostics["z_width"] == 400
     assert any("PCA takes z from 400" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("pairs", "width"), [(20, 2), (20, 8), (25, 8), (22, 200), (30, 512)])
+def test_fewer_pairs_than_dimensions_have_a_finite_reading(pairs, width):
+    "So few pairs correlate perfectly in some direction, of which the closed form knows no finite information."
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(pairs, width, generator=generator)
+        found = quick_estimate(z, z + torch.randn(pairs, width, generator=generator))
+        assert np.isfinite([*found.interval, found.null_high]).all()
 
 
 def test_preparation_is_fitted_on_training_pairs_only():

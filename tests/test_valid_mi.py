@@ -6,6 +6,7 @@ import torch
 
 from cotmi.core import RunFile, read_json_lines
 from cotmi.data.loading import load_data
+from cotmi.information.estimate import quick_estimate
 from cotmi.students.methods import METHODS
 from cotmi.training.run_config import RunConfig
 from cotmi.training.trainer import train
@@ -51,3 +52,12 @@ def test_looking_changes_no_weight_and_can_be_left_out(data, tmp_path):
 def test_too_few_examples_have_no_curve(tmp_path):
     rows, _ = rows_of(tmp_path, load_data("demo", demo_size=60), method="dss")
     assert not any(FIGURES & set(row) for row in rows)
+
+
+@pytest.mark.parametrize("seed", [1, 5, 10]) # with which the critics read -0.02 to -0.06, beyond their noise
+def test_no_reading_is_below_zero_by_more_than_its_noise(seed):
+    generator = torch.Generator().manual_seed(seed)
+    z, v = (torch.randn(80, 40, generator=generator) for _ in "zv")
+    reading = quick_estimate(z, v)
+    assert reading.high >= 0 and reading.diagnostics["read"] != "critics"
+    assert reading.low <= 0 <= reading.value + 0.02

@@ -92,6 +92,12 @@ class Setup(NamedTuple):
     weight_decay: float # Of the critic
     stacked: bool = False # Whether several critics are weighed
 
+    @property
+    def floored(self) -> bool: # Only a lower bound whose critics began with the closed form has no use for less
+        "Whether the start, or nothing, is read where the critics did worse."
+        return (self.from_gaussian and self.bound.trained and self.bound.critic is None
+                and self.bound.direction == "lower")
+
 # %% ../../nbs/information/08_cross_fitting.ipynb #caadf819
 def _new_critic(setup: Setup, correlations: Tensor, z_width: int, v_width: int) -> nn.Module:
     "A critic for canonical variates."

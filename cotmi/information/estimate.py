@@ -7,7 +7,8 @@ __all__ = ['MIEstimate', 'estimate_mi', 'quick_estimate']
 
 # %% ../../nbs/information/09_estimate.ipynb #157d86e9
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: fl
           watch: Callable[[], object] = lambda: None) -> _Reading:
     "The bound of held-out scores."
     found = []
-    for name in ("critics", "start") if setup.stacked else ("critics",):
+    for name in ("critics", "start") if setup.floored else ("critics",):
         matrices = [m for fold in folds for m in _blocks(fold.scores if name == "critics" else fold.start, block)]
         interval = read_bound(setup.bound, matrices, resamples=resamples, level=level, seed=seed, watch=watch)
         by_matrix = [float(setup.bound.read(m)) for m in matrices]
@@ -129,7 +130,7 @@ def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: fl
         by_fold = float(np.std(by_matrix, ddof=1) / math.sqrt(len(matrices)))
         found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold]))))
     best = found[-1] if found[-1].interval.value > found[0].interval.high else found[0]
-    if setup.stacked and best.interval.high < 0:
+    if setup.floored and best.interval.high < 0:
         silent = [torch.full_like(m, setup.bound.offset) for m in best.matrices]
         return _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0)
     return best
@@ -295,6 +296,17 @@ def _constant_side(z: Tensor, v: Tensor) -> str | None:
     return next((side for side, x in (("z", z), ("v", v)) if bool((x.std(0) <= 1e-6 * x.abs().max()).all())), None)
 
 # %% ../../nbs/information/09_estimate.ipynb #d089dae2
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    "Critics are too small to be shared out, and threads that wait for each other on a busy machine take a hundredfold."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+@_one_thread()
 def _estimated(z: Tensor, v: Tensor, setup: Setup, asked: dict[str, Any], resamples: int,
                progress: Callable[[int, int], bool | None] | None,
                should_stop: Callable[[], bool] | None) -> MIEstimate:
@@ -348,9 +360,9 @@ def estimate_mi(
     record, free_critic = get_bound(bound).with_tau(tau), get_critic(critic)
     z, v = check_pairs(z, v, least=max(4 * folds, 20))
     from_gaussian = start == "gaussian" or not record.trained
-    stacked = stacked and from_gaussian and record.trained and record.critic is None and record.direction == "lower"
     setup = Setup(record, record.critic or free_critic, tuple(hidden), embedding, scaling, components, from_gaussian,
-                   steps if record.trained else 0, batch, learning_rate, weight_decay, stacked)
+                   steps if record.trained else 0, batch, learning_rate, weight_decay)
+    setup = setup._replace(stacked=stacked and setup.floored)
     if side := _constant_side(z, v):
         return _nothing(setup, len(z), side)
     asked = {"folds": folds, "seeds": seeds, "repeats": repeats, "start": start, "scaling": scaling, "block": block,

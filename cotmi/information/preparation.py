@@ -181,11 +181,11 @@ class CanonicalBasis:
         self,
         z: Tensor, # [n, Dz] training features, prepared
         v: Tensor, # [n, Dv]
-        parts: int = 4, # Parts for honest correlations; 0 takes those of the sample
+        parts: int = 4, # Most parts for honest correlations, of four pairs at least; 0 takes those of the sample
     ):
         self.turn = turn = _canonical(z, v)
-        self.correlations = turn.correlations
-        if parts and len(z) >= 4 * parts:
+        self.correlations = turn.correlations.clamp(max=0.9999) # fewer pairs than dimensions correlate perfectly
+        if (parts := min(parts, len(z) // 4)) > 1:
             z_square, v_square, product = _left_out_moments(z, v, parts)
             self.turn = turn._replace(z_turn=turn.z_turn / z_square.sqrt(), v_turn=turn.v_turn / v_square.sqrt())
             size = len(product)
