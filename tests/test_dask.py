@@ -8,7 +8,7 @@ from pathlib import Path
 
 import helpers_sweep as small
 import pytest
-from helpers_slurm import free_ports
+from helpers_ports import free_ports
 
 from cotmi.core import RunError
 from cotmi.runs.dask_engine import run_dask

@@ -229,19 +229,21 @@ def test_the_file_of_answers_reads_around_rubbish(tmp_path):
 
 CHILD = """
 import sys
+from cotmi.llm import client
 from cotmi.llm.client import for_each
 from cotmi.llm.dialects import Wish
 from cotmi.llm.endpoint import Endpoint
 async def ask(client, text):
     return await client.ask(Wish((("user", text),)))
+client._APART = float(sys.argv[3])
 replies, account = for_each([f"text {i}" for i in range(40)], ask, Endpoint(sys.argv[1], "toy", workers=4), sys.argv[2])
 print(sum(r.cached for r in replies), flush=True)
 """
 
 
-def child(server, cache):
-    return subprocess.Popen([sys.executable, "-c", CHILD, server.url, str(cache)], stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.PIPE)
+def child(server, cache, apart=0.001):
+    return subprocess.Popen([sys.executable, "-c", CHILD, server.url, str(cache), str(apart)], stdout=subprocess.PIPE,
+                            text=True, stderr=subprocess.PIPE)
 
 
 def test_what_is_on_disk_is_never_asked_again_after_a_kill(server, tmp_path):
@@ -265,15 +267,29 @@ def _whole_lines(path):
     return [line for line in path.read_bytes().split(b"\n")[:-1] if line.startswith(b"{") and line.endswith(b"}")]
 
 
-def test_control_c_waits_for_what_is_under_way(server, tmp_path):
-    server.hold, server.latency = "none", 0.3
-    process = child(server, tmp_path / "a.jsonl")
+@pytest.mark.parametrize("apart", [0.001, 0.15], ids=["all are under way", "some wait for their turn"])
+def test_control_c_waits_for_what_is_under_way(server, tmp_path, apart):
+    server.latency = 0.3
+    process = child(server, tmp_path / "a.jsonl", apart)
     while server.asked.total() < 6:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode and "waiting for the answers under way" in err
+    assert err.rstrip().endswith("KeyboardInterrupt")
     assert len(AnswerFile(tmp_path / "a.jsonl")) == server.paid.total() == server.asked.total() < 40
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_an_error_of_the_work_waits_for_what_is_under_way(server, tmp_path, kind):
+    server.latency = 0.3
+    async def work(client, text):
+        if text == "text 5":
+            raise kind(text)
+        return await client.ask(Wish((("user", text),)))
+    with pytest.raises(kind, match="text 5"):
+        for_each([f"text {i}" for i in range(40)], work, endpoint(server, workers=4), tmp_path / "a.jsonl")
+    assert len(AnswerFile(tmp_path / "a.jsonl")) == server.paid.total() == server.asked.total() < 10
 
 
 def test_many_questions_at_once_use_little_memory(server, tmp_path):

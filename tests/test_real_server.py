@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_ports import free_ports
 
 from cotmi.llm.answers import AnswerFile
 from cotmi.llm.dialects import Wish
@@ -65,9 +65,7 @@ def served(checkpoint):
     "The address of `transformers serve` with the checkpoint."
     if not SERVING:
         pytest.skip("transformers serve needs fastapi and uvicorn: pip install 'cotmi[serving]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)[0]
     command = [Path(sys.executable).parent / "transformers", "serve", checkpoint, "--host", "127.0.0.1", "--port",
                str(port), "--device", "cpu"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

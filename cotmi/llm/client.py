@@ -299,8 +299,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
-                results: dict[int, Any], ends: list[EndpointError], bar: tqdm) -> None:
-    "One worker: take an item, work on it, take the next; where nobody can be asked the others ask nothing more."
+                results: dict[int, Any], ends: list[BaseException], bar: tqdm) -> None:
+    "One worker: take an item, work on it, take the next; after an error the others ask nothing more."
     try:
         for number, item in items:
             if client.ledger.stopped:
@@ -309,22 +309,23 @@ async def _each(items: Iterator[tuple[int, Any]], work: Callable[[Client, Any], 
             if client.ledger.cost is not None:
                 bar.set_postfix(cost=f"{client.ledger.cost:.4f}", refresh=False)
             bar.update()
-    except EndpointError as fault:
+    except (Exception, KeyboardInterrupt, SystemExit) as fault: # a task that failed would end the others, or the loop
         ends.append(fault)
         client.ledger.stop()
 
-async def _all(items: list[Any], work: Callable[[Client, Any], Awaitable[Any]], client: Client, bar: tqdm) -> list[Any]:
-    "The result of each item, in order; the first error is raised when what was under way has come back."
-    results, ends, numbered = {}, [], iter(enumerate(items))
+async def _all(items: list[Any], work: Callable[[Client, Any], Awaitable[Any]], client: Client,
+               bar: tqdm) -> tuple[list[Any], BaseException | None]:
+    "The result of each item, in order, and the first error, when what was under way has come back."
+    results: dict[int, Any] = {}
+    ends: list[BaseException] = []
+    numbered = iter(enumerate(items))
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(client.endpoint.workers, len(items))):
                 group.create_task(_each(numbered, work, client, results, ends, bar))
     finally:
         await client.close()
-    if ends:
-        raise ends[0]
-    return [results.get(number) for number in range(len(items))]
+    return [results.get(number) for number in range(len(items))], ends[0] if ends else None
 
 # %% ../../nbs/llm/04_client.ipynb #68a3cef2
 def for_each(
@@ -336,17 +337,20 @@ def for_each(
 ) -> tuple[list[Result], Ledger]: # The results in order, and the account
     "Work on every item, several at a time. Raises `EndpointError` where nobody can be asked."
     items, known, ledgers = list(items), AnswerFile(cache), []
-    async def main() -> list[Any]:
+    async def main() -> tuple[list[Any], BaseException | None]:
         client = Client(endpoint, known)
         ledgers.append(client.ledger)
         return await _all(items, work, client, bar)
     with tqdm(total=len(items), desc=progress, disable=not progress) as bar, start_blocking_portal() as portal:
         done = portal.start_task_soon(main)
         try:
-            return done.result(), ledgers[0]
+            results, end = done.result()
         except KeyboardInterrupt:
             if ledgers:
                 ledgers[0].stop()
             print("\nInterrupted: waiting for the answers under way. Ctrl-C again waits for none.", file=sys.stderr)
-            done.result()
+            done.exception() # waits; one who was about to ask is told that nothing more is asked, and that is no news
             raise
+    if end is not None: # here, since KeyboardInterrupt and SystemExit would end the loop before it can be closed
+        raise end
+    return results, ledgers[0]
