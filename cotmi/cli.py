@@ -9,6 +9,7 @@ __all__ = ['app', 'new_command', 'run_command', 'parameters_command', 'list_comm
 
 # %% ../nbs/10_cli.ipynb #29b1ef02
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -653,6 +654,8 @@ def main(
             f"unforeseen {type(fault).__name__}: {fault}. --debug shows where; please report it.")
         if "--debug" in words:
             traceback.print_exc()
+        else:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL) # what is left in an event loop now is no news
         if not leave_message(str(message)):
             print(f"cotmi: {message}", file=sys.stderr)
         raise SystemExit(1) from None

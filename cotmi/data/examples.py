@@ -28,7 +28,7 @@ from .identity import fingerprint_tables
 T = TypeVar("T") # rows, or groups of them
 
 def _hold_out(rows: list[T], fraction: float, what: str) -> tuple[list[T], list[T]]:
-    "The rows, or groups of them, that stay and those held out, in the published shuffled order."
+    "What stays and what is held out, in the published shuffled order."
     if not 0 < fraction < 1:
         raise DataError(f"The share held out for {what} is {fraction!r}; it must lie between 0 and 1.")
     if len(rows) < 2:
@@ -39,13 +39,16 @@ def _hold_out(rows: list[T], fraction: float, what: str) -> tuple[list[T], list[
     return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
 
 # %% ../../nbs/data/06_examples.ipynb #e63d5242
-def _hold_out_questions(rows: list[Row], fraction: float, what: str) -> tuple[list[Row], list[Row]]:
-    "The same, where rows of one input stay together; without any it is the very same."
+def _by_question(rows: list[Row]) -> list[list[Row]]:
+    "Rows of one input together, in the order of their first; a row without an input stays alone."
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.input or f"empty {len(groups)}", []).append(row)
-    kept, held = _hold_out(list(groups.values()), fraction, what)
-    return [row for group in kept for row in group], [row for group in held for row in group]
+    return list(groups.values())
+
+def _ungrouped(groups: list[list[Row]]) -> list[Row]:
+    "The rows of groups."
+    return [row for group in groups for row in group]
 
 # %% ../../nbs/data/06_examples.ipynb #ab34922e
 def make_splits(
@@ -54,14 +57,16 @@ def make_splits(
     by_question: bool = False, # Whether rows of one input stay together
 ) -> dict[str, list[Row]]: # train, valid and test
     "Train, valid and test from the files at hand; `DataError` where there is too little to hold out from."
-    train, test = files[options.train_split], files.get("test")
+    rows, test = files[options.train_split], files.get("test")
     valid = files.get("valid") if options.train_split != "valid" else None
-    hold_out = _hold_out_questions if by_question else _hold_out
+    train = _by_question(rows) if by_question else [[row] for row in rows]
     if test is None:
-        train, test = hold_out(train, options.test_fraction, "test")
+        train, held = _hold_out(train, options.test_fraction, "test")
+        test = _ungrouped(held)
     if valid is None:
-        train, valid = hold_out(train, options.valid_fraction, "valid")
-    return {"train": train, "valid": valid, "test": test}
+        train, held = _hold_out(train, options.valid_fraction, "valid")
+        valid = _ungrouped(held)
+    return {"train": _ungrouped(train), "valid": valid, "test": test}
 
 # %% ../../nbs/data/06_examples.ipynb #d8cbcce1
 LABEL_SOURCES = ("gold", "teacher")

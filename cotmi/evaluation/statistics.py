@@ -220,6 +220,26 @@ def holm(
     return adjusted
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #6453a5a4
+class _Disagreements(NamedTuple):
+    "How many examples two students may disagree on, and what the exact test then says."
+    numbers: np.ndarray # That are not next to impossible
+    likely: np.ndarray # How likely each of them is
+    critical: np.ndarray # The most wins of the loser at which the test is significant
+
+def _disagreements(examples: int, disagreement: float, level: float) -> _Disagreements:
+    "Everything about the power of the test that does not depend on the difference."
+    fewest, largest = stats.binom.ppf([1e-9, 1 - 1e-9], examples, disagreement)
+    m = np.arange(fewest, largest + 1)
+    critical = stats.binom.ppf(level / 2, m, 0.5) - 1
+    critical += stats.binom.cdf(critical + 1, m, 0.5) <= level / 2
+    return _Disagreements(m, stats.binom.pmf(m, examples, disagreement), critical)
+
+def _power(difference: float, disagreement: float, of: _Disagreements) -> float:
+    "Probability that the exact test is significant."
+    share = (disagreement + difference) / (2 * disagreement) # of the disagreements, those won by the better one
+    rejected = sum(stats.binom.cdf(of.critical, of.numbers, p) for p in (share, 1 - share))
+    return float(np.sum(of.likely * rejected))
+
 def mcnemar_power(
     difference: float, # True difference of the two accuracies
     examples: int, # Size of the test set
@@ -231,13 +251,7 @@ def mcnemar_power(
     if not 0 < disagreement <= 1 or difference > disagreement:
         raise EstimationError(f"disagreement is {disagreement}, difference {difference}; a difference cannot exceed "
                               "the share of examples on which the two disagree, which lies in (0, 1].")
-    share = (disagreement + difference) / (2 * disagreement) # of the disagreements, those won by the better one
-    fewest, largest = stats.binom.ppf([1e-9, 1 - 1e-9], examples, disagreement)
-    m = np.arange(fewest, largest + 1)
-    critical = stats.binom.ppf(level / 2, m, 0.5) - 1 # the most wins of the loser at which the test is significant
-    critical += stats.binom.cdf(critical + 1, m, 0.5) <= level / 2
-    rejected = stats.binom.cdf(critical, m, 1 - share) + stats.binom.cdf(critical, m, share)
-    return float(np.sum(stats.binom.pmf(m, examples, disagreement) * rejected))
+    return _power(difference, disagreement, _disagreements(examples, disagreement, level))
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #82d8e8d3
 def smallest_difference(
@@ -247,10 +261,11 @@ def smallest_difference(
     level: float = 0.05, # Significance level, two-sided
 ) -> float: # Difference of accuracies; NaN when even a one-sided disagreement would not show
     "The smallest true difference of two accuracies that this test set shows with the wanted power."
-    if disagreement <= 0 or examples < 1 or mcnemar_power(disagreement, examples, disagreement, level) < power:
+    if disagreement <= 0 or examples < 1:
         return float("nan")
-    def surplus(difference: float) -> float: return mcnemar_power(difference, examples, disagreement, level) - power
-    return cast(float, brentq(surplus, 0, disagreement, xtol=1e-6))
+    of = _disagreements(examples, disagreement, level)
+    def surplus(difference: float) -> float: return _power(difference, disagreement, of) - power
+    return cast(float, brentq(surplus, 0, disagreement, xtol=1e-6)) if surplus(disagreement) >= 0 else float("nan")
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #c9ed2bbd
 def seeds_needed(

@@ -7,7 +7,7 @@ __all__ = ['PairReport', 'compare_pair', 'figures_table', 'pairs_table', 'mark_b
            'look_up']
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #4cf9be57
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -30,16 +30,19 @@ from .grouping import Group, basis_over_seeds, hardly_answers, over_seeds
 from .run_folder import Run
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #5c88e59f
-def _scores(run: Run, column: str) -> pd.Series:
-    "A per-example column by id and input; empty where the run has no such column."
-    table = run.predictions
-    if not {column, "id", "input"} <= set(table.columns):
-        return pd.Series(dtype=float)
+def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
+    "A column as numbers; NaN for what is none."
     known = table[column].astype(object).where(table[column].notna(), None)
-    values = np.asarray(pd.to_numeric(known, errors="coerce"), dtype=float)
+    return np.asarray(pd.to_numeric(known, errors="coerce"), dtype=float)
+
+def _scores(run: Run, columns: Iterable[str]) -> pd.DataFrame:
+    "Per-example columns by id and input, without those that the run lacks."
+    table = run.prediction_columns("id", "input", *columns)
+    if not {"id", "input"} <= set(table.columns):
+        return pd.DataFrame()
     index = table.id.astype(str) + "\n" + table.input.astype(str)
-    scores = pd.Series(values, index=index).dropna().sort_index(kind="stable")
-    return scores.loc[~scores.index.duplicated()]
+    numbers = {name: _numbers(table, name) for name in columns if name in table}
+    return pd.DataFrame(numbers, index=index).sort_index(kind="stable")
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #72e31d64
 class _Scores(NamedTuple):
@@ -48,9 +51,10 @@ class _Scores(NamedTuple):
     longest: int # Examples of the run that has most
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #1edd2322
-def _together(runs: Sequence[Run], column: str) -> _Scores:
-    "The scores of runs of one method; reading and aligning them is what a comparison of many runs spends its time on."
-    columns = [_scores(run, column) for run in runs]
+def _together(tables: Sequence[pd.DataFrame], column: str) -> _Scores:
+    "The scores of runs of one method, from a table of `_scores` each."
+    columns = [table[column].dropna() if column in table else pd.Series(dtype=float) for table in tables]
+    columns = [scores.loc[~scores.index.duplicated()] for scores in columns]
     rows = pd.concat(columns, axis=1, join="inner", keys=range(len(columns)))
     return _Scores(rows, max(len(c) for c in columns))
 
@@ -83,7 +87,7 @@ def compare_pair(
     b: Run, # Another on the same test examples
 ) -> PairReport: # Both tests of their difference
     "Compare two single runs; says nothing of their methods, since seeds differ too."
-    (one,), (other,), _ = _aligned(_together([a], "correct"), _together([b], "correct"))
+    (one,), (other,), _ = _aligned(*(_together([_scores(run, ["correct"])], "correct") for run in (a, b)))
     if not len(one):
         raise RunError(f"{a.path} and {b.path} share no test example with a value of 'correct'.")
     difference, counts = paired_bootstrap(one, other), mcnemar_exact(one, other)
@@ -133,11 +137,12 @@ def _pair_row(
             "smallest": smallest}
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #270a2791
-def _tested(groups: Sequence[Group], metric: Metric, notes: list[str]) -> Iterator[dict[str, Any]]:
-    "The tests of one metric, dataset by dataset."
-    for dataset in dict.fromkeys(g.dataset for g in groups):
-        members = [g for g in groups if g.dataset == dataset]
-        scores = {g.name: _together(g.runs, metric.column) for g in members if len(members) > 1}
+def _tested(members: Sequence[Group], metrics: Sequence[Metric], notes: list[str]) -> Iterator[dict[str, Any]]:
+    "The tests of the methods of one dataset, metric by metric; each run is read once."
+    columns = [metric.column for metric in metrics]
+    tables = {group.name: [_scores(run, columns) for run in group.runs] for group in members}
+    for metric in metrics:
+        scores = {name: _together(of, metric.column) for name, of in tables.items()}
         rows = (_pair_row(a, b, scores, metric, notes) for a, b in combinations(members, 2))
         yield from (row for row in rows if row)
 
@@ -152,7 +157,9 @@ def pairs_table(
     notes: list[str], # Gets a sentence where examples are not compared
 ) -> pd.DataFrame: # A row per tested pair and metric, with p_value and p_holm
     "Test every pair of methods on a dataset, and correct over all of them."
-    rows = [row for metric in metrics if metric.column for row in _tested(groups, metric, notes)]
+    tested = [metric for metric in metrics if metric.column]
+    alike = [[g for g in groups if g.dataset == dataset] for dataset in dict.fromkeys(g.dataset for g in groups)]
+    rows = [row for members in alike if len(members) > 1 for row in _tested(members, tested, notes)]
     table = pd.DataFrame(rows, columns=_PAIR_COLUMNS)
     table.insert(8, "p_holm", holm(table.p_value)) # over all datasets and metrics
     return table
@@ -196,6 +203,11 @@ def _budget(runs: Sequence[Run]) -> str:
     return f", {steps} steps" * bool(steps) + f", I(Z;V) by {' or '.join(bounds)}" * bool(bounds)
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #99d66c9e
+def _answers(run: Run) -> int:
+    "How many test examples a run answered, as its metrics say; an old run's own table is counted."
+    told = run.interval("test/examples")
+    return len(run.prediction_columns("id")) if told is None else int(told.value)
+
 def baselines_table(
     groups: Sequence[Group], # Methods on datasets
 ) -> pd.DataFrame: # dataset, majority, teacher, student, budget (in words), examples
@@ -207,7 +219,7 @@ def baselines_table(
                  for name in ("majority", "teacher")}
         rows.append({"dataset": dataset, **{n: np.mean(v) if v else np.nan for n, v in known.items()},
                      "student": _values(runs, "student") or "?", "budget": _budget(runs),
-                     "examples": max((len(r.predictions) for r in runs), default=0)})
+                     "examples": max((_answers(r) for r in runs), default=0)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/runs/12_comparison_tables.ipynb #0018ed40

@@ -10,8 +10,8 @@ __all__ = ['PREDICTION_COLUMNS', 'FORMATS', 'RUN_FILES', 'write_predictions', 'w
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,11 @@ def _read_predictions(path: Path, faults: list[str]) -> pd.DataFrame:
     if lacking := [c for c in PREDICTION_COLUMNS if c not in frame]:
         faults.append(f"{path.name} lacks {', '.join(lacking)}")
     return frame
+
+def _read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    "Those of the columns that predictions.parquet has."
+    with parquet.ParquetFile(path) as file:
+        return file.read([name for name in names if name in file.schema_arrow.names]).to_pandas()
 
 # %% ../../nbs/runs/00_run_files.ipynb #dcb6731c
 def _writable(value: Any) -> Any:
@@ -287,6 +292,12 @@ class RunFiles:
     def predictions(self) -> pd.DataFrame: # A row per test example; no rows where the file is missing
         "What the student answered on test, beside gold and teacher."
         return self._cache.read(RunFile.PREDICTIONS)
+    def prediction_columns(self,
+        *names: str, # Such as `id` and `correct`
+    ) -> pd.DataFrame: # A row per test example; without the columns that the file lacks
+        "Some columns of `predictions`; the others are not read and nothing is kept, so that many runs take little."
+        form = replace(FORMATS[RunFile.PREDICTIONS], read=lambda path, _: _read_columns(path, names))
+        return read_file(self.path / RunFile.PREDICTIONS, form)[0]
     @property
     def features(self) -> dict[str, Any]: # z [n, Dz], v [n, Dv], ids (n), names (Dz), kind; n is 0 where there are none
         "The representations Z and V of a sample of test."

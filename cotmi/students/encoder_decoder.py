@@ -9,6 +9,7 @@ __all__ = ['ENCODER_DECODER', 'output_head', 'head_scale', 'softcap', 'decode_st
            'vocabulary_size', 'own_route']
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #235845c9
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -269,14 +270,30 @@ def check_logits(
                            "its output head, so its losses cannot be computed. Choose another student.")
 
 # %% ../../nbs/students/04_encoder_decoder.ipynb #768008d7
+@contextmanager
+def _advice_that_is_new(name: str) -> Iterator[None]:
+    "Loading does not advise what the configuration's file says: transformers takes every T5's head for a tied one."
+    followed = PreTrainedConfig.get_config_dict(name)[0].get("tie_word_embeddings") is False
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return not (followed and "tie_word_embeddings=False" in record.getMessage())
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
+
 def load(
     name: str, # A hub id or a local folder
     dropout: float | None = None, # Dropout rate; None keeps the checkpoint's
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: # In evaluation mode
     "A checkpoint with its tokenizer; raises `StudentError` where it is not whole, else what transformers raises."
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model, report = AutoModelForSeq2SeqLM.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True) # they are named below
+    with _advice_that_is_new(name):
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True) # they are named below
     check_weights(name, report)
     if dropout is not None:
         set_dropout(model, dropout)

@@ -33,7 +33,7 @@ from cotmi.core import (
 from ..students.adapter_kinds import ADAPTER_KINDS
 from ..students.methods import METHODS
 from cotmi.training.checks import (
-    TRACKERS,
+    TRACKER_PACKAGES,
     brief,
     check_compiler,
     check_name,
@@ -79,7 +79,7 @@ def _bounds() -> Iterable[str]:
 
 def _trackers() -> Iterable[str]:
     "The names of the trackers."
-    return "none", "all", *TRACKERS
+    return "none", "all", *TRACKER_PACKAGES
 
 def _selections() -> Iterable[str]:
     "The ways to pick a checkpoint."
