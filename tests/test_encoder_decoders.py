@@ -1,4 +1,7 @@
 "Encoder-decoders beyond T5, each tiny and random: every method trains, answers and scores are the model's own."
+import json
+import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -129,6 +132,22 @@ def test_answers_and_scores_hold_alone_and_when_read_back(name):
         plain = hf.AutoModelForSeq2SeqLM.from_pretrained(folder)
     assert generate_ids(back, asked, 8, 3).token_ids == answers
     assert naive(plain.eval()) == pytest.approx(naive(student.model), rel=1e-6)
+
+
+def test_loading_advises_only_what_the_file_does_not_say(tmp_path, caplog, monkeypatch):
+    "A head of its own: no word where the configuration says so, transformers' advice where it says the opposite."
+    student = made("ul2")
+    student.model.lm_head.weight = torch.nn.Parameter(torch.randn_like(student.model.lm_head.weight))
+    student.save(tmp_path / "true")
+    shutil.copytree(tmp_path / "true", tmp_path / "false")
+    config = json.loads((tmp_path / "true" / "config.json").read_text())
+    (tmp_path / "false" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    caplog.set_level("WARNING", logger="transformers")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True) # to where caplog listens
+    load_student(str(tmp_path / "true"))
+    assert not caplog.messages
+    load_student(str(tmp_path / "false"))
+    assert any("tie_word_embeddings=False" in message for message in caplog.messages)
 
 
 def test_two_widths_have_vocabulary_features_alone():

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -18,6 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils import logging as hf_logging
 
 from cotmi.core import ConfigError, read_json_lines
 from cotmi.students.batches import TwoTaskCollator
@@ -210,7 +214,7 @@ def test_the_published_trainers_numbers(tmp_path, name, vocabulary_pass):
     after = load_file(GOLDEN / f"{name}_after_20" / "model.safetensors")
     trained = {n: p for n, p in model.state_dict().items() if n in after}
     assert len(trained) == len(after)
-    assert_same_weights(trained.items(), after.items())
+    assert_same_weights(trained.items(), after.items(), 5e-5) # theirs were rounded on another processor, 20 times
 
 
 def tiny_run(**values) -> RunConfig:
@@ -273,6 +277,23 @@ def test_two_runs_are_identical_and_leave_a_plain_student(tmp_path, demo_data, m
     assert not (tmp_path / "a" / "checkpoints").exists()
     left = {p.suffix for p in (tmp_path / "a").rglob("*") if p.is_file()}
     assert left <= {".json", ".jsonl", ".safetensors"}, "nothing that stays is a pickle"
+
+
+def state_of_the_process() -> dict:
+    "What a library can change for all others in the same process."
+    return {"transformers": hf_logging.get_verbosity(), "datasets bars": are_progress_bars_disabled(),
+            "root level": logging.getLogger().level, "root handlers": list(logging.getLogger().handlers),
+            "silent below": logging.root.manager.disable, "interrupt": signal.getsignal(signal.SIGINT),
+            "end": signal.getsignal(signal.SIGTERM), "environment": dict(os.environ), "folder": os.getcwd(),
+            "numbers": torch.get_default_dtype(), "threads": torch.get_num_threads(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(), "gradients": torch.is_grad_enabled(),
+            "products": torch.get_float32_matmul_precision(), "hook": sys.excepthook}
+
+
+def test_training_leaves_the_process_as_it_found_it(tmp_path, demo_data):
+    before = state_of_the_process()
+    train(tiny_run(max_steps=2, eval_steps=2), demo_data, tmp_path / "run", progress=False)
+    assert state_of_the_process() == before
 
 
 def test_a_finished_training_is_read_back(tmp_path, demo_data):

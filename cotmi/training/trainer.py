@@ -408,7 +408,7 @@ def training_arguments(
         run_name=Path(folder).resolve().name,
         report_to=[name for name in tracker_names(config.report_to) if name not in TRACKERS] or "none",
         ddp_find_unused_parameters=False, # all have gradients in every forward pass
-        save_only_model=False, log_level="error")
+        save_only_model=False)
     arguments._n_gpu = min(arguments.n_gpu, 1) # one process drives one GPU
     if arguments.world_size != process_count(): # as mpirun starts them, which tells by variables of its own
         raise ConfigError(f"accelerate counts {arguments.world_size} processes, RANK and WORLD_SIZE say "
