@@ -11,6 +11,7 @@ __all__ = ['FEATURES', 'TEMPORARY', 'SETTINGS', 'OPEN_SECTIONS', 'nearest', 'che
 # %% ../nbs/00_core.ipynb #3c7cbd70
 import configparser
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -22,15 +23,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cotmi.errors import ( # noqa: F401 (all of them are known by this place too)
     ConfigError, CotmiError, DataError, EstimationError, RunError, SettingsError, StorageError, StudentError,
     TrainingError, foreseen, one_line, reading, refusal, writing,
 )
+
+if TYPE_CHECKING: # a tenth of a second to import, and `cotmi --help` does without
+    from numpy.typing import ArrayLike
 
 # %% ../nbs/00_core.ipynb #be670064
 FEATURES = ("vocab", "decoder", "encoder")
@@ -127,11 +128,11 @@ def _plain(value: Any) -> Any:
     "`value` with numpy numbers, paths and tuples turned into what JSON knows; NaN and infinities become None."
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)):
+    if hasattr(value, "tolist"): # numpy's arrays and numbers
+        value = value.tolist()
+    if isinstance(value, (list, tuple, set)):
         return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
 
@@ -221,20 +222,22 @@ class Interval(NamedTuple):
 
 # %% ../nbs/00_core.ipynb #65f32b29
 def bootstrap_interval(
-    values: ArrayLike, # [n] or [n, k] observations, resampled by row
-    statistic: Callable[..., Any] = np.mean, # Maps an array of observations, with an `axis` argument, to a number
+    values: "ArrayLike", # [n] or [n, k] observations, resampled by row
+    statistic: Callable[..., Any] | None = None, # Maps an array, with an `axis` argument, to a number; the mean if None
     level: float = 0.95, # Confidence level
     resamples: int = 2000, # Bootstrap resamples
     seed: int = 0, # Seed of the resampling
 ) -> Interval: # The statistic and its percentile interval
     "A statistic of independent observations with its percentile bootstrap interval."
-    rows = np.asarray(values, dtype=float)
+    import numpy as np # this and scipy take a while, and `cotmi --help` does without
+
+    rows, statistic = np.asarray(values, dtype=float), statistic or np.mean
     if len(rows) == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
     value = float(statistic(rows, axis=0))
     if len(rows) == 1 or np.all(rows == rows[0]):
         return Interval(value, value, value)
-    from scipy.stats import bootstrap # a second to import, and `cotmi --help` does without
+    from scipy.stats import bootstrap
 
     ends = bootstrap((rows,), statistic, confidence_level=level, n_resamples=resamples, method="percentile",
                      batch=max(1, 5_000_000 // rows.size), rng=np.random.default_rng(seed)).confidence_interval

@@ -6,15 +6,17 @@
 __all__ = ['SEARCHES', 'Range', 'read_range', 'draw_points', 'SearchMethod', 'Search', 'read_search']
 
 # %% ../../nbs/runs/08b_search_ranges.ipynb #b22158ac
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..core import ConfigError, check_choice, nearest
 from ..training.checks import brief
 from ..training.selection import SELECTIONS
+
+if TYPE_CHECKING: # a tenth of a second to import, and `cotmi --help` does without
+    from numpy.random import Generator
 
 # %% ../../nbs/runs/08b_search_ranges.ipynb #3cb55689
 @dataclass(frozen=True)
@@ -68,14 +70,14 @@ def read_range(
     return Range((), said["low"], said["high"], bool(said.get("log")), said.get("step"))
 
 # %% ../../nbs/runs/08b_search_ranges.ipynb #6e571f8f
-def _drawn(one: Range, rng: np.random.Generator) -> Any:
+def _drawn(one: Range, rng: "Generator") -> Any:
     "A value of a range."
     if one.choices:
         return one.choices[int(rng.integers(len(one.choices)))]
     if one.step is not None:
         value = one.low + one.step * int(rng.integers(int((one.high - one.low) / one.step + 1e-9) + 1))
     elif one.log:
-        value = float(np.exp(rng.uniform(np.log(one.low), np.log(one.high))))
+        value = math.exp(rng.uniform(math.log(one.low), math.log(one.high)))
     else:
         whole = one.whole
         value = int(rng.integers(int(one.low), int(one.high) + 1)) if whole else float(rng.uniform(one.low, one.high))
@@ -88,7 +90,9 @@ def draw_points(
     seed: int, # The same seed draws the same points
 ) -> list[dict[str, Any]]: # Parameters of each run; more trials of a seed begin with those of fewer
     "Points of a search, each parameter drawn apart."
-    rng = np.random.default_rng(seed)
+    from numpy.random import default_rng
+
+    rng = default_rng(seed)
     return [{name: _drawn(one, rng) for name, one in ranges.items()} for _ in range(trials)]
 
 # %% ../../nbs/runs/08b_search_ranges.ipynb #58374fc4

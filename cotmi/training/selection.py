@@ -6,11 +6,10 @@
 __all__ = ['LOSS', 'SELECTIONS', 'Selection', 'best_evaluation', 'evaluations_without_gain', 'is_due']
 
 # %% ../../nbs/training/03a_selection.ipynb #7a8ed357
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 # %% ../../nbs/training/03a_selection.ipynb #6e95deb7
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ SELECTIONS: dict[str, Selection] = {selection.name: selection for selection in (
 def _merit(evaluation: Mapping[str, Any], figure: str, higher: bool) -> float:
     "A figure as a number of which more is better."
     value = evaluation.get(figure)
-    if not isinstance(value, (int, float)) or np.isnan(value):
-        return -np.inf
+    if not isinstance(value, (int, float)) or math.isnan(value):
+        return -math.inf
     return float(value) if higher else -float(value)
 
 def best_evaluation(
