@@ -51,7 +51,7 @@ def learnt(name: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize("name", trainings.TRAININGS)
 def test_twenty_steps_are_those_of_one_process(two, tmp_path, name):
-    "Losses and gradient norms to 1e-5, weights to 3e-5, the last batch of one row that one process only looks on."
+    "Losses, gradient norms and weights to 1e-5, with a last batch of one row that one process can only look on."
     rows, weights = trainings.train_rows(name, tmp_path)
     found = read_json(two / f"{name}.json", ValueError)
     assert len(found) == len(rows) == 20
@@ -93,7 +93,7 @@ def test_a_run_leaves_what_one_process_leaves(two, tmp_path):
     for mine, theirs in zip(rows, found, strict=True):
         same = {name for name in mine if name not in ("seconds", "examples_per_second")}
         assert {name: theirs[name] for name in same} == pytest.approx({name: mine[name] for name in same}, rel=1e-4)
-    assert_same_weights(student_weights(two / "run").items(), student_weights(tmp_path).items())
+    assert_same_weights(student_weights(two / "run").items(), student_weights(tmp_path).items(), 3e-5) # 1.28e-5 by AMX
     assert {path.name for path in (two / "run").iterdir()} == {path.name for path in tmp_path.iterdir()}
     summary = read_json(two / "run" / RunFile.TRAINING, ValueError)
     assert (summary["steps"], summary["best_step"]) == (result.steps, result.best_step)

@@ -123,8 +123,8 @@ def plain_loop(model, rows, config, losses):
     return model
 
 
-def assert_same_weights(weights, expected, relative=3e-5):
-    "Every tensor within `relative` of the expected one, in the Euclidean norm: twenty roundings of AdamW."
+def assert_same_weights(weights, expected, relative=1e-5):
+    "Every tensor within `relative` of the expected one, in the Euclidean norm."
     expected = dict(expected)
     for name, value in weights:
         difference = (value - expected[name]).norm() / expected[name].norm()
@@ -214,7 +214,7 @@ def test_the_published_trainers_numbers(tmp_path, name, vocabulary_pass):
     after = load_file(GOLDEN / f"{name}_after_20" / "model.safetensors")
     trained = {n: p for n, p in model.state_dict().items() if n in after}
     assert len(trained) == len(after)
-    assert_same_weights(trained.items(), after.items())
+    assert_same_weights(trained.items(), after.items(), 3e-5) # 1.35e-5 on a processor with AMX, which rounds otherwise
 
 
 def tiny_run(**values) -> RunConfig:
