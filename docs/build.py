@@ -11,6 +11,7 @@ Sphinx reads the pages (docs/conf.py).
 
 import argparse
 import ast
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,9 +22,11 @@ import sys
 import time
 import tomllib
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-os.environ |= {"PLOTLY_RENDERER": "plotly_mimetype", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"PLOTLY_RENDERER": "plotly_mimetype", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+               "OMP_NUM_THREADS": "1"} # notebooks run side by side, and threads of one would wait for those of another
 
 import nbformat
 
@@ -66,12 +69,15 @@ def run_notebook(path: Path) -> tuple[Path, str]:
     CaptureShell(mpl_format=None).run_all(book, exc_stop=True, preproc=kept)
     return path, nb2str(book)
 
-def run_all(paths: list[Path], jobs: int) -> dict[Path, nbformat.NotebookNode]:
-    "Run notebooks in forked workers that share the imports of this process."
-    for name in ("torch", "transformers", "datasets", "scipy.stats", "plotly.graph_objects", "fastcore.test"):
-        __import__(name)
-    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
-        return {path: nbformat.reads(text, 4) for path, text in pool.imap_unordered(run_notebook, paths, chunksize=1)}
+def run_all(paths: list[Path], jobs: int, modules: Iterable[str] = ()) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
+    """Run notebooks, each in a process of its own, forked from one that has imported `modules` and does nothing else.
+
+    A fork of this process could find a lock held for good: its main thread may be importing something just then."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["execnb.shell", "fastcore.test", "nbformat", "api", *modules])
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        for path, text in pool.imap_unordered(run_notebook, paths, chunksize=1):
+            yield path, nbformat.reads(text, 4)
 
 def executed(path: Path) -> nbformat.NotebookNode:
     "An experiment with the outputs of its kept run, which must be of this version; as it is where none is kept."
@@ -237,9 +243,12 @@ def write_source(target: Path, run: bool, jobs: int) -> None:
     site = Site(target, pages | {ROOT / "README.md": "index"})
 
     tables = [p for p in guides if p.stem == "settings"] # they are nowhere but in its outputs
-    books = run_all([*modules, *tables] if run else tables, jobs) | {path: executed(path) for path in experiments}
-    for path in [*modules, *tutorials, *guides, *experiments]:
-        site.write(path, page_cells(books.get(path) or nbformat.read(path, 4), path, site, modules.get(path)))
+    running = [*modules, *tables] if run else tables
+    as_they_are = [path for path in [*modules, *tutorials, *guides] if path not in running]
+    for path, book in itertools.chain(run_all(running, jobs, modules.values()), # pages are written while others run
+                                      ((path, executed(path)) for path in experiments),
+                                      ((path, nbformat.read(path, 4)) for path in as_they_are)):
+        site.write(path, page_cells(book, path, site, modules.get(path)))
     for path in texts:
         text = site.prose(path.read_text(encoding="utf-8"), path)
         (target / f"{pages[path]}.md").write_text(text, encoding="utf-8")
@@ -270,7 +279,7 @@ def main() -> int:
     parser.add_argument("--no-run", action="store_true", help="keep the outputs that the notebooks hold")
     parser.add_argument("--out", type=Path, default=DOCS / "_build" / "html", help="where the site goes")
     parser.add_argument("--source", type=Path, default=DOCS / "_site_src", help="where the generated sources go")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="notebooks run at a time")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     options = parser.parse_args()
     if options.readme:
         from readme import readme
@@ -283,8 +292,9 @@ def main() -> int:
     from sphinx.cmd.build import main as sphinx
 
     shutil.rmtree(options.out, ignore_errors=True)
-    code = sphinx(["-b", "html", "-W", "--keep-going", "-q", "-E", "-c", str(DOCS), "-d",
-                   str(options.out.parent / f".doctrees-{options.out.name}"), str(options.source), str(options.out)])
+    code = sphinx(["-b", "html", "-W", "--keep-going", "-q", "-E", "-j", str(options.jobs),
+                   "-c", str(DOCS), "-d", str(options.out.parent / f".doctrees-{options.out.name}"),
+                   str(options.source), str(options.out)])
     if code == 0:
         print(f"{options.out}/index.html  (sources {written - start:.0f} s, Sphinx {time.time() - written:.0f} s)")
     return code

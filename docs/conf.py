@@ -131,8 +131,19 @@ def add_top_names(app, env):
             objects[name] = objects[full]._replace(aliased=True)
 
 
+TREES: dict[str, str] = {} # folder of source pages to their navigation
+
+
+def remember_tree(app, pagename, templatename, context, doctree):
+    "One navigation for all source pages of a folder: it is the same for each, and making it is half of the build."
+    if pagename.startswith("_modules/"):
+        tree, folder = context["toctree"], pagename.rpartition("/")[0]
+        context["toctree"] = lambda **shape: TREES.get(folder) or TREES.setdefault(folder, tree(**shape))
+
+
 def setup(app):
     app.add_transform(NameLinks)
+    app.connect("html-page-context", remember_tree, priority=400) # before the theme asks for it
     app.connect("env-updated", add_top_names)
     app.connect("viewcode-find-source", find_source)
     app.connect("build-finished", copy_plotly)
