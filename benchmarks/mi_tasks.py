@@ -187,7 +187,7 @@ def main():
     parser.add_argument("--samples", default="0,1", help="seeds of the samples; 1 was held out")
     parser.add_argument("--bounds", default="infonce", help="bounds of ours")
     parser.add_argument("--only", default="", help="tasks with this in their name; `wide` for the wide features")
-    parser.add_argument("--wide-samples", type=int, default=5, help="samples of the wide features of each size")
+    parser.add_argument("--wide-samples", type=int, default=20, help="samples of the wide features of each size")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", action="store_true", help="bmi's own InfoNCE and torch-mist's bounds too")
     parser.add_argument("--again", action="store_true", help="measure anew what is in the table already")
