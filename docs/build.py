@@ -69,7 +69,7 @@ def run_notebook(path: Path) -> tuple[Path, str]:
     CaptureShell(mpl_format=None).run_all(book, exc_stop=True, preproc=kept)
     return path, nb2str(book)
 
-def run_all(paths: list[Path], jobs: int, modules: Iterable[str] = ()) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
+def run_all(paths: list[Path], jobs: int, modules: Iterable[str]) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
     """Run notebooks, each in a process of its own, forked from one that has imported `modules` and does nothing else.
 
     A fork of this process could find a lock held for good: its main thread may be importing something just then."""
@@ -244,8 +244,9 @@ def write_source(target: Path, run: bool, jobs: int) -> None:
 
     tables = [p for p in guides if p.stem == "settings"] # they are nowhere but in its outputs
     running = [*modules, *tables] if run else tables
+    imported = [modules[path] for path in running if path in modules] # none for a single table
     as_they_are = [path for path in [*modules, *tutorials, *guides] if path not in running]
-    for path, book in itertools.chain(run_all(running, jobs, modules.values()), # pages are written while others run
+    for path, book in itertools.chain(run_all(running, jobs, imported), # pages are written while others run
                                       ((path, executed(path)) for path in experiments),
                                       ((path, nbformat.read(path, 4)) for path in as_they_are)):
         site.write(path, page_cells(book, path, site, modules.get(path)))
