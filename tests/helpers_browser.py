@@ -102,14 +102,17 @@ def voila(notebook: Path):
         yield url
 
 
+def _request(address: str, method: str = "GET"):
+    "What a JupyterLab answers."
+    asked = urllib.request.Request(address, headers={"Authorization": f"token {TOKEN}"}, method=method)
+    with urllib.request.urlopen(asked) as answer:
+        return json.loads(answer.read() or "null")
+
+
 def end_sessions(url: str) -> None:
     "End every kernel of a JupyterLab."
-    headers = {"Authorization": f"token {TOKEN}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/api/sessions", headers=headers)) as answer:
-        sessions = json.load(answer)
-    for session in sessions:
-        gone = urllib.request.Request(f"{url}/api/sessions/{session['id']}", headers=headers, method="DELETE")
-        urllib.request.urlopen(gone).close()
+    for session in _request(f"{url}/api/sessions"):
+        _request(f"{url}/api/sessions/{session['id']}", "DELETE")
 
 
 @contextlib.contextmanager
@@ -157,6 +160,20 @@ def open_lab(page, url: str, name: str) -> None:
     "Open a notebook in JupyterLab and wait for its kernel."
     page.goto(f"{url}/lab/tree/{name}?reset&token={TOKEN}")
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+
+
+def come_back(page, url: str, name: str) -> None:
+    "Leave a notebook whose kernel runs on and open it again; waits for its widgets."
+    kernels = lambda: {kernel["id"] for kernel in _request(f"{url}/api/kernels")} # noqa: E731
+    before, given_up = kernels(), page.get_by_text("Error displaying widget: model not found")
+    for _ in range(3): # JupyterLab sometimes looks for widgets before the kernel told it of them, and not again
+        page.goto("about:blank")
+        page.goto(f"{url}/lab/tree/{name}?token={TOKEN}")
+        page.locator(".cotmi:visible").or_(given_up).first.wait_for()
+        assert kernels() == before, f"the kernels are {kernels()}, they were {before}: one ended"
+        if not given_up.count():
+            return
+    raise AssertionError("JupyterLab found no widgets of a running kernel, three times")
 
 
 def run_all(page) -> None:

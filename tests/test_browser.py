@@ -632,8 +632,7 @@ def test_lab_coming_back(lab):
             logarithmic().check()
     page.keyboard.press("Control+s")
     expect(page.locator(".jp-mod-dirty")).to_have_count(0)
-    page.goto("about:blank")
-    page.goto(f"{url}/lab/tree/run.ipynb?token={browser.TOKEN}")
+    browser.come_back(page, url, "run.ipynb")
     board = boards(page).nth(0)
     expect(board.locator(".cotmi-waiting")).to_have_attribute("data-greeted", "1", timeout=60_000)
     losses = titled(open_tab(board, "Training"), "Loss terms")
@@ -667,8 +666,7 @@ def open_slowly(lab):
     "Open the notebook again; gives its page, its first dashboard and the box that the tests tick, held."
     url, page = lab
     page.add_init_script(script=SLOW)
-    page.goto("about:blank")
-    page.goto(f"{url}/lab/tree/run.ipynb?token={browser.TOKEN}")
+    browser.come_back(page, url, "run.ipynb")
     board = boards(page).nth(0)
     expect(board.get_by_text("Reconnecting to the kernel")).to_be_visible(timeout=60_000)
     box = board.locator(".widget-checkbox", has_text="Logarithmic loss").locator("input")
