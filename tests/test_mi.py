@@ -276,7 +276,8 @@ def test_own_bound():
     own = replace(BOUNDS["smile"], name="mine", title="My SMILE", direction="upper", tau=3.0)
     z, v = gaussian_pairs(120, 2, 1)
     found = estimate_mi(z, v, own, tau=3.0, **{**QUICK, "steps": 5})
-    assert found.value == estimate_mi(z, v, "smile", tau=3.0, **{**QUICK, "steps": 5}).value
+    same = estimate_mi(z, v, "smile", tau=3.0, **{**QUICK, "steps": 5})
+    assert found.diagnostics["by_seed"] == same.diagnostics["by_seed"] # an upper bound has no floor, so no other value
     assert (found.bound, found.title, found.direction) == ("mine", "My SMILE", "upper")
     read_back = MIEstimate.from_dict(json.loads(to_json(found.to_dict())))
     assert read_back == found and "≤" in repr(read_back) and "My SMILE" in repr(read_back)

@@ -129,7 +129,7 @@ def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: fl
         by_pair = (interval.high - interval.low) / (2 * float(norm.ppf((1 + level) / 2)))
         by_fold = float(np.std(by_matrix, ddof=1) / math.sqrt(len(matrices)))
         found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold]))))
-    best = found[-1] if found[-1].interval.value > found[0].interval.high else found[0]
+    best = max(found, key=lambda reading: reading.interval.value) # the first of equals
     if setup.floored and best.interval.high < 0:
         silent = [torch.full_like(m, setup.bound.offset) for m in best.matrices]
         return _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0)
@@ -198,6 +198,8 @@ def _measured(reading: _Reading, ceiling: float | None, setup: Setup, folds: lis
         "best_steps": [log.best_step for log in logs], "still_rising": sum(log.still_rising for log in logs),
         "ceiling_reached": ceiling is not None and estimate.value > 0.85 * ceiling,
     }
+    if setup.bound.few_pairs_unsettle: # what no few pairs unsettle, of the same critics
+        measured["infonce"] = read_bound("infonce", [fold.scores for fold in folds], resamples=0).value
     if setup.bound.critic is None or setup.bound.few_pairs_unsettle: # a Gaussian conditional has no mean of exp
         measured["effective_false_pairs"] = _effective_false_pairs(reading.matrices)
     return measured
@@ -224,6 +226,8 @@ def _too_low(estimate: Interval, measured: dict[str, Any]) -> list[str]:
     for name, title in (("ksg", "Nearest neighbours (KSG)"), ("gaussian", "The closed form for Gaussian pairs")):
         if measured.get(name, -math.inf) > estimate.high + 0.01:
             notes.append(f"{title} read {measured[name]:.2f} nats, above the interval: {_TOO_LOW}.")
+    if measured.get("infonce", -math.inf) > estimate.value + 0.05:
+        notes.append(f"InfoNCE of the same critics reads {measured['infonce']:.2f} nats: {_TOO_LOW}.")
     if measured.get("rise", 0.0) > max(0.02, 2 * measured.get("rise_error", 0.0)):
         notes.append(f"Half of the training pairs give {measured['rise']:.2f} nats less: {_TOO_LOW}, by about as much.")
     if measured["all_components"]:
@@ -253,7 +257,7 @@ def _warnings(estimate: Interval, ceiling: float | None, bound: Bound, steps: in
         notes.append(f"{measured['train']:.2f} nats on the training pairs: {why}, and more pairs would help.")
     if measured["read"] != "critics":
         other = {"start": "the closed form from which they started", "nothing": "no information"}[measured["read"]]
-        notes.append(f"The critics did worse than {other} on held-out pairs, and that is read instead.")
+        notes.append(f"The critics did no better than {other} on held-out pairs, and that is read instead.")
     return notes
 
 # %% ../../nbs/information/09_estimate.ipynb #6804fbfb
