@@ -84,7 +84,7 @@ test: install
 	.ci/sizes
 	"$(BIN)/basedpyright"
 	HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers 2
-	"$(BIN)/python" -m pytest -n 2 --dist loadfile
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 drill: install
 	"$(BIN)/python" tests/drill.py $(DRILL)

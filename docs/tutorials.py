@@ -19,15 +19,17 @@ TUTORIALS = ROOT / "nbs" / "tutorials"
 SECONDS = 1200 # the most that a cell may take
 
 
-def run_tutorial(path: Path, outputs: Path, **parameters) -> nbformat.NotebookNode:
-    """The executed notebook, with other values in its parameters cell where it has one; it works in an empty folder,
-    and its runs go to `outputs`."""
+def run_tutorial(path: Path, outputs: Path, changes: dict[str, str] | None = None) -> nbformat.NotebookNode:
+    """The executed notebook, with some of its text exchanged for other text; it works in an empty folder, and its runs
+    go to `outputs`."""
     from nbclient import NotebookClient
 
     book = nbformat.read(path, 4)
-    for cell in book.cells:
-        if "parameters" in cell.metadata.get("tags", ()):
-            cell.source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items()) or cell.source
+    for old, new in (changes or {}).items():
+        if not any(old in cell.source for cell in book.cells):
+            raise ValueError(f"{path.name} does not say {old!r}.")
+        for cell in book.cells:
+            cell.source = cell.source.replace(old, new)
     with tempfile.TemporaryDirectory() as folder:
         changed = {"COTMI_PATHS_OUTPUTS": str(outputs), "PLOTLY_RENDERER": "plotly_mimetype", "OMP_NUM_THREADS": "1",
                    "PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1",

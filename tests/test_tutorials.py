@@ -8,7 +8,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
-SHORTER = {"ten_minutes": {"max_steps": 20, "demo_size": 400}} # the page shows the full training; here it need only run
+FEW_STEPS = {"max_steps 150 -p eval_steps 50": "max_steps 10 -p eval_steps 10"}
+SHORTER = { # the pages show the whole work; here it need only run
+    "ten_minutes": {"max_steps = 1000": "max_steps = 20", "demo_size = 12000": "demo_size = 400"},
+    "a_teacher_of_your_own": {"range(400)": "range(80)", **FEW_STEPS},
+    "your_own_data": FEW_STEPS,
+    "new_critic_or_objective": {"max_steps=60": "max_steps=15"},
+}
 pytestmark = pytest.mark.slow
 
 
@@ -31,7 +37,7 @@ def outputs(tmp_path_factory):
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_tutorial_runs(path, tutorials, outputs):
     start = time.time()
-    book = tutorials.run_tutorial(path, outputs, **SHORTER.get(path.stem, {}))
+    book = tutorials.run_tutorial(path, outputs, SHORTER.get(path.stem))
     assert not [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
     print(f"{path.stem}: {time.time() - start:.0f} s")
 
