@@ -14,8 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the hub 
 torch.set_num_threads(1)
 
 # With two workers and a file to each at a time, what takes minutes begins first, so that none is left alone at the end.
-LONG = ("tutorials", "browser", "experiments", "docs", "bf16", "wheel", "recipes", "drill", "processes", "slurm", "dask",
-        "interval_of_information", "train", "access")
+LONG = ("tutorials", "browser", "experiments", "docs", "bf16", "wheel", "recipes", "drill", "processes", "slurm",
+        "dask", "interval_of_information", "train", "access")
 
 
 def pytest_collection_modifyitems(items):

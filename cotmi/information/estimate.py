@@ -116,23 +116,25 @@ class _Reading(NamedTuple):
     matrices: list[Tensor] # The score matrices that it is read from
     read: str # What is read: `critics`, `start` or `nothing`
     spread: float # Standard error, by pairs or by folds, whichever is larger
+    choice: list[tuple[float, list[Tensor]]] # Value and score matrices of all from which this one was chosen
 
 # %% ../../nbs/information/09_estimate.ipynb #93e501f8
 def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: float, seed: int,
           watch: Callable[[], object] = lambda: None) -> _Reading:
     "The bound of held-out scores."
-    found = []
+    found, choice = [], []
     for name in ("critics", "start") if setup.floored else ("critics",):
         matrices = [m for fold in folds for m in _blocks(fold.scores if name == "critics" else fold.start, block)]
         interval = read_bound(setup.bound, matrices, resamples=resamples, level=level, seed=seed, watch=watch)
         by_matrix = [float(setup.bound.read(m)) for m in matrices]
         by_pair = (interval.high - interval.low) / (2 * float(norm.ppf((1 + level) / 2)))
         by_fold = float(np.std(by_matrix, ddof=1) / math.sqrt(len(matrices)))
-        found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold]))))
+        choice.append((interval.value, matrices))
+        found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold])), choice))
     best = max(found, key=lambda reading: reading.interval.value) # the first of equals
     if setup.floored and best.interval.high < 0:
         silent = [torch.full_like(m, setup.bound.offset) for m in best.matrices]
-        return _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0)
+        return _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0, [(0.0, silent)])
     return best
 
 # %% ../../nbs/information/09_estimate.ipynb #041088e1
@@ -271,7 +273,8 @@ def _recorded(readings: Sequence[_Reading], setup: Setup, folds: list[Fold], ask
     widths = (measured["z_width"], measured["v_width"])
     notes = _left_out(folds, widths) + _warnings(estimate, ceiling, bound, setup.steps, measured)
     pairs = sum(map(len, first.matrices))
-    shuffled = shuffled_readings(first.interval.value, first.matrices, watch=watch)
+    null = [shuffled_readings(value, matrices, watch=watch) for value, matrices in first.choice] # in the same orders
+    shuffled = torch.stack(null).amax(0)
     return MIEstimate(
         *estimate, ceiling, bound.name, setup.critic.name, pairs, {"notes": notes, **_of_its_own(bound), **measured},
         _lower(bound, [r.interval.value for r in readings], [r.spread for r in readings], level),
