@@ -116,26 +116,26 @@ class _Reading(NamedTuple):
     matrices: list[Tensor] # The score matrices that it is read from
     read: str # What is read: `critics`, `start` or `nothing`
     spread: float # Standard error, by pairs or by folds, whichever is larger
-    choice: list[tuple[float, list[Tensor]]] # Value and score matrices of all from which this one was chosen
+    choice: Sequence[tuple[float, list[Tensor]]] = () # Value and score matrices of all from which this was chosen
 
 # %% ../../nbs/information/09_estimate.ipynb #93e501f8
 def _read(folds: list[Fold], setup: Setup, block: int, resamples: int, level: float, seed: int,
           watch: Callable[[], object] = lambda: None) -> _Reading:
     "The bound of held-out scores."
-    found, choice = [], []
+    found = []
     for name in ("critics", "start") if setup.floored else ("critics",):
         matrices = [m for fold in folds for m in _blocks(fold.scores if name == "critics" else fold.start, block)]
         interval = read_bound(setup.bound, matrices, resamples=resamples, level=level, seed=seed, watch=watch)
         by_matrix = [float(setup.bound.read(m)) for m in matrices]
         by_pair = (interval.high - interval.low) / (2 * float(norm.ppf((1 + level) / 2)))
         by_fold = float(np.std(by_matrix, ddof=1) / math.sqrt(len(matrices)))
-        choice.append((interval.value, matrices))
-        found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold])), choice))
+        found.append(_Reading(interval, matrices, name, float(np.nanmax([by_pair, by_fold]))))
     best = max(found, key=lambda reading: reading.interval.value) # the first of equals
     if setup.floored and best.interval.high < 0:
         silent = [torch.full_like(m, setup.bound.offset) for m in best.matrices]
-        return _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0, [(0.0, silent)])
-    return best
+        best = _Reading(Interval(0.0, 0.0, 0.0), silent, "nothing", 0.0)
+        found = [best]
+    return best._replace(choice=[(reading.interval.value, reading.matrices) for reading in found])
 
 # %% ../../nbs/information/09_estimate.ipynb #041088e1
 def _lower(bound: Bound, values: Sequence[float], spreads: Sequence[float], level: float) -> float | None:
