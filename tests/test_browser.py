@@ -479,20 +479,20 @@ def tabs(board):
     return board.get_by_role("tab").all_inner_texts()
 
 
-def figures(board):
-    "Every figure of every tab: its tab and title, once it shows what the kernel sent last."
-    for name in tabs(board):
+def figures(board, *names):
+    "Every figure of the named tabs, or of all: its tab and title, once it shows what the kernel sent last."
+    for name in names or tabs(board):
         for plot in open_tab(board, name).locator(".cotmi-plot:visible").all():
             expect(plot).to_have_attribute("data-stale", "0")
             yield name, plot.get_attribute("aria-label"), plot
 
 
-def contents(board):
-    "What every figure draws: its texts, lines, points and background."
+def contents(board, *names):
+    "What every figure of the named tabs, or of all, draws: its texts, lines, points and background."
     read = """plot => [getComputedStyle(plot.querySelector('.main-svg')).backgroundColor,
       ...[...plot.querySelectorAll('.main-svg text')].map(e => e.textContent),
       ...[...plot.querySelectorAll('.main-svg path')].map(e => e.getAttribute('d'))].join('|')"""
-    return {(tab, title): plot.evaluate(read) for tab, title, plot in figures(board)}
+    return {(tab, title): plot.evaluate(read) for tab, title, plot in figures(board, *names)}
 
 
 def board_of(lab, cell):
@@ -547,23 +547,38 @@ def test_lab_the_distribution_is_of_the_row_that_is_read(lab):
         expect(bars).to_have_attribute("data-stale", "0")
 
 
+@contextlib.contextmanager
+def counted(comparison):
+    "What happens in the block changes how many runs are shown, which the kernel says once it has sent the figures."
+    said = comparison.get_by_role("heading", name=re.compile(r"^\d+ of \d+ runs$"))
+    before = said.inner_text()
+    yield
+    expect(said).not_to_have_text(before)
+
+
 @pytest.mark.parametrize("box", ["dss", "1"], ids=["method", "seed"])
 def test_lab_no_hidden_figure_draws_what_was_left_out(lab, box):
     "A figure shows hidden what it shows when the box is ticked in its sight."
     comparison = board_of(lab, 4)
-    ticked = lambda: comparison.locator(".widget-checkbox:visible", has_text=box).locator("input").first # noqa: E731
-    for name in tabs(comparison):
-        open_tab(comparison, name)
-        ticked().set_checked(False)
-        in_sight = {key: text for key, text in contents(comparison).items() if key[0] == name}
-        ticked().set_checked(True)
-        contents(comparison)
-        elsewhere = next(tab for tab in tabs(comparison) if tab != name)
+    names = tabs(comparison)
+    ticked = comparison.locator(".widget-checkbox:visible", has_text=box).locator("input").first
+    changed = 0
+    for name, elsewhere in zip(names, names[1:] + names[:1], strict=True):
+        whole = contents(comparison, name)
+        with counted(comparison):
+            ticked.set_checked(False)
+        in_sight = contents(comparison, name)
+        changed += in_sight != whole
+        with counted(comparison):
+            ticked.set_checked(True)
+        assert contents(comparison, name) == whole
         open_tab(comparison, elsewhere)
-        ticked().set_checked(False)
-        assert {key: text for key, text in contents(comparison).items() if key[0] == name} == in_sight
-        ticked().set_checked(True)
-        contents(comparison)
+        with counted(comparison):
+            ticked.set_checked(False)
+        assert contents(comparison, name) == in_sight
+        with counted(comparison):
+            ticked.set_checked(True)
+    assert changed > 2
 
 
 # Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.

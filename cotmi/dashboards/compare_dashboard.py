@@ -128,9 +128,9 @@ class CompareDashboard(Dashboard):
     def unlike(self) -> dict[str, str]: return unlike(self.selected, self.names) # Group to reason
     def story(self) -> str: return _story(self)
     def refresh(self) -> None:
-        "Show the chosen runs in every view."
-        self.said.value = _summary_html(self)
+        "Show the chosen runs in every view, and say last how many they are: the figures are then those of that many."
         self.refresh_views()
+        self.said.value = _summary_html(self)
 
     def reread(self) -> None:
         "Read what has changed on disk."
