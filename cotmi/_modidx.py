@@ -466,6 +466,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'cotmi/dashboards/look.py'),
                                        'cotmi.dashboards.look.is_served': ('dashboards/look.html#is_served', 'cotmi/dashboards/look.py'),
                                        'cotmi.dashboards.look.page_file': ('dashboards/look.html#page_file', 'cotmi/dashboards/look.py'),
+                                       'cotmi.dashboards.look.page_script': ( 'dashboards/look.html#page_script',
+                                                                              'cotmi/dashboards/look.py'),
                                        'cotmi.dashboards.look.set_theme': ('dashboards/look.html#set_theme', 'cotmi/dashboards/look.py')},
             'cotmi.dashboards.markup': { 'cotmi.dashboards.markup.bullets': ( 'dashboards/markup.html#bullets',
                                                                               'cotmi/dashboards/markup.py'),

@@ -719,6 +719,27 @@ def test_lab_a_page_is_sent_what_it_missed_while_it_opened(lab):
     assert lines(losses) != before
 
 
+# A page so busy that whatever has a time limit is over it.
+TOO_LATE = """AbortSignal.timeout = () => {
+  const limit = new AbortController(); queueMicrotask(() => limit.abort()); return limit.signal; }"""
+
+
+def test_lab_a_busy_page_hears_the_kernel(lab, started):
+    "A widget whose script came late shows what the kernel sent before, and what it sends after."
+    with browser.new_page(started, height=1000) as page:
+        page.add_init_script(script=TOO_LATE)
+        browser.open_lab(page, lab[0], "page.ipynb")
+        browser.run_all(page)
+        board = boards(page).first
+        board.get_by_role("tab").first.wait_for()
+        assert {tab for tab, *_ in figures(board)} > {"Training", "MI story", "Z and V", "Calibration"}
+        exercise_training(board)
+        exercise_theme(board)
+        view = open_tab(board, "Rationales")
+        view.locator(".cotmi-table tbody tr").nth(2).click()
+        expect(board.locator(".cotmi-waiting")).to_be_hidden()
+
+
 def test_lab_closing_asks_nothing(lab, place):
     "A notebook as version control keeps it is not changed by being opened."
     url, page = lab

@@ -1,5 +1,5 @@
 // A line that folds away what is under it, and stays folded when the page is opened again.
-export default { render({ model, el }) {
+export default { initialize, render({ model, el }) {
   const fold = document.createElement('details'), line = document.createElement('summary');
   const body = document.createElement('div');
   fold.className = 'cotmi-fold'; fold.append(line, body); el.append(fold);

@@ -12,7 +12,7 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
-from .look import page_file
+from .look import page_file, page_script
 from .markup import missing
 
 # %% ../../nbs/dashboards/09_layout.ipynb #aea5d57b
@@ -60,7 +60,7 @@ def toolbar(
 # %% ../../nbs/dashboards/09_layout.ipynb #f7beac6e
 class Fold(anywidget.AnyWidget):
     "HTML under a line that folds it away; the browser remembers whether it is folded."
-    _esm = page_file("fold.js")
+    _esm = page_script("fold.js")
     summary = traitlets.Unicode().tag(sync=True) # HTML of the line that stays
     value = traitlets.Unicode().tag(sync=True) # HTML of what is folded away
     key = traitlets.Unicode("head").tag(sync=True) # Under what the browser remembers it
@@ -68,7 +68,7 @@ class Fold(anywidget.AnyWidget):
 # %% ../../nbs/dashboards/09_layout.ipynb #6c849153
 class Tabs(anywidget.AnyWidget):
     "A row of tabs; arrow keys, Home and End move between them."
-    _esm, _css = page_file("tabs.js"), page_file("tabs.css")
+    _esm, _css = page_script("tabs.js"), page_file("tabs.css")
     names = traitlets.List(traitlets.Unicode()).tag(sync=True) # Titles of the tabs
     index = traitlets.Int(0).tag(sync=True) # The open one
     label = traitlets.Unicode("Views").tag(sync=True) # What a screen reader calls the row

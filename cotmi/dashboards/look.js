@@ -15,7 +15,7 @@ const name = root => {
 const CONTROLS = ['button', 'input', 'select', 'textarea', '.noUi-handle', '.cotmi-tabs', '.cotmi-table tbody']
   .map(each => `${each}:not(.cotmi-plot *)`).join(); // a figure saves and zooms without a kernel
 const PATIENCE = 15_000; // after which the bar says what to do
-export default { render({ model, el }) {
+export default { initialize, render({ model, el }) {
   el.style.display = 'none'; el.classList.add('cotmi-waiting'); el.setAttribute('role', 'status');
   let seen = null, asked = 0, root = null, waiting = false, reached = false, tick = 0;
   const began = performance.now(), page = `${Date.now()}-${Math.random()}`; // the kernel sends each page once what it missed

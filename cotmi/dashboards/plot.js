@@ -18,7 +18,7 @@ const isDark = colour => {
   return 0.299 * r + 0.587 * g + 0.114 * b < 128;
 };
 
-export default { render({ model, el }) {
+export default { initialize, render({ model, el }) {
   el.classList.add('cotmi-plot-host');
   const [box, target, tools] = [0, 0, 0].map(() => document.createElement('div'));
   box.className = 'cotmi-plot'; tools.className = 'cotmi-tools'; box.append(target, tools); el.append(box);

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from ..core import CotmiError, one_line
 from .figures import THEMES, paper_image, template
-from .look import LOOKS, page_file
+from .look import LOOKS, page_file, page_script
 
 # %% ../../nbs/dashboards/10_plot.ipynb #ff64ca57
 class PlotlySource(anywidget.AnyWidget):
@@ -74,7 +74,7 @@ def _start_paper(plot: "Plot", message: dict) -> None:
 # %% ../../nbs/dashboards/10_plot.ipynb #322ce1bf
 class Plot(anywidget.AnyWidget):
     "A plotly figure on the page; setting `figure` redraws it, wherever it is open."
-    _esm, _css = page_file("fit.js") + page_file("plot.js"), page_file("plot.css")
+    _esm, _css = page_script("fit.js", "plot.js"), page_file("plot.css")
     _figure = traitlets.Unicode("").tag(sync=True) # The whole figure as JSON, without its template
     _templates = traitlets.Dict().tag(sync=True)
     version = traitlets.Unicode(get_plotlyjs_version()).tag(sync=True) # Of plotly.js

@@ -26,7 +26,7 @@ function cell(kind, value) {
   }
   return td;
 }
-export default { render({ model, el }) {
+export default { initialize, render({ model, el }) {
   const box = make('div', { className: 'cotmi-table' }); el.append(box);
   const say = (event, value) => model.send({ event, value });
   const draw = () => {

@@ -14,7 +14,7 @@ import pandas as pd
 import traitlets
 
 from ..core import check_choice
-from .look import page_file
+from .look import page_file, page_script
 
 # %% ../../nbs/dashboards/11_table.ipynb #dbe0aa00
 KINDS = ("text", "number", "figure", "p", "share", "mark") # How the cells of a column look
@@ -36,7 +36,7 @@ def _page_rows(part: pd.DataFrame, keys: Sequence[str], marked: Collection[str] 
 # %% ../../nbs/dashboards/11_table.ipynb #6ea81ba6
 class Table(anywidget.AnyWidget):
     "A page of a table: it asks for pages and orders, and shows what it is given."
-    _esm, _css = page_file("table.js"), page_file("table.css")
+    _esm, _css = page_script("table.js"), page_file("table.css")
     columns = traitlets.List().tag(sync=True) # key, label, kind and width of each
     label = traitlets.Unicode("Examples").tag(sync=True) # What a screen reader calls the table
     many = traitlets.Bool(False).tag(sync=True) # Whether rows can be selected

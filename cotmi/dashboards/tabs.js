@@ -1,5 +1,5 @@
 // A row of tabs: a click, the arrow keys, Home and End choose one.
-export default { render({ model, el }) {
+export default { initialize, render({ model, el }) {
   const list = document.createElement('div');
   list.className = 'cotmi-tabs'; list.setAttribute('role', 'tablist');
   list.setAttribute('aria-label', model.get('label'));
