@@ -496,10 +496,7 @@ def contents(board, *names):
 
 
 def board_of(lab, cell):
-    """The dashboard below a cell of the notebook that is open, where it can be seen: cells far away may not be drawn.
-
-    The first one that is visible is another after JupyterLab has scrolled, as it does when a notebook is opened again.
-    """
+    "The dashboard below a cell of the notebook that is open, where it can be seen: cells far away may not be drawn."
     board = lab[1].locator(".jp-Cell").nth(cell).locator(".cotmi")
     board.scroll_into_view_if_needed()
     board.get_by_role("tab").first.wait_for()
@@ -658,8 +655,10 @@ def test_lab_coming_back(lab):
     assert logarithmic().is_checked()
     with redrawn(losses):
         assert axis() == "log"
+        before = lines(losses)
         board.get_by_text("Logarithmic loss").click()
     assert axis() == "linear"
+    assert lines(losses) != before
 
 
 # A page whose greeting is held up on its way, as by a slow kernel, and which loses figures while `cotmiLoses` says so.
@@ -739,7 +738,9 @@ def test_lab_a_busy_page_hears_the_kernel(lab, started):
         exercise_training(board)
         exercise_theme(board)
         view = open_tab(board, "Rationales")
-        view.locator(".cotmi-table tbody tr").nth(2).click()
+        expect(view.locator(".cotmi-table .count")).to_have_text(f"1–15 of {ROWS:,}")
+        view.get_by_text("Wrong only", exact=True).click()
+        expect(view.locator(".cotmi-table .count")).to_contain_text(f"({ROWS:,} without filters)")
         expect(board.locator(".cotmi-waiting")).to_be_hidden()
 
 
