@@ -98,9 +98,9 @@ def test_arithmetic_looking_text_in_parentheses_keeps_its_value(text):
     "1" + "0" * 16, "999999999 * 999999999", "1 / 0", "1 / (3 - 3)", "0 / 0",
 ])
 def test_hostile_expressions_are_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     assert evaluate_equation(text) is None
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 @pytest.mark.parametrize("text", [

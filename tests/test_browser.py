@@ -744,20 +744,25 @@ def test_lab_a_busy_page_hears_the_kernel(lab, started):
         expect(board.locator(".cotmi-waiting")).to_be_hidden()
 
 
-def test_lab_closing_asks_nothing(lab, place):
-    "A notebook as version control keeps it is not changed by being opened."
-    url, page = lab
+def test_lab_closing_asks_nothing(lab, place, started):
+    """A notebook as version control keeps it is not changed by being opened.
+
+    It has a page of its own: JupyterLab calls it a fault when a notebook is closed before its kernel has answered
+    everything ("Canceled future for create_subshell_request message before replies were done"), on a busy machine later
+    than it says that the kernel is idle. The pages of dashboards are to have no fault at all.
+    """
     kept = place[0] / "kept.ipynb"
     browser.notebook(kept, "1 + 1")
     stored = json.loads(kept.read_text())
     stored["metadata"] = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     kept.write_text(json.dumps(stored))
     before = kept.read_bytes()
-    browser.open_lab(page, url, "kept.ipynb")
-    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
-    page.keyboard.press("Alt+w")
-    expect(page.get_by_role("tab", name="kept.ipynb")).to_have_count(0)
-    expect(page.locator(".jp-Dialog")).to_have_count(0)
+    with browser.new_page(started, height=1000) as page:
+        browser.open_lab(page, lab[0], "kept.ipynb")
+        expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+        page.keyboard.press("Alt+w")
+        expect(page.get_by_role("tab", name="kept.ipynb")).to_have_count(0)
+        expect(page.locator(".jp-Dialog")).to_have_count(0)
     assert kept.read_bytes() == before
 
 

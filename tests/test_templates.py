@@ -342,9 +342,9 @@ NASTY = ["(", ")", "{", "}", "#", "####", "\\boxed{", "<think>", "</think>", "th
 def test_extractors_take_linear_time_and_never_half_a_label(name):
     for piece in NASTY:
         text = (piece * (MAX_LENGTH // len(piece) + 1))[:MAX_LENGTH]
-        start = time.perf_counter()
+        start = time.process_time() # the machine may be busy with other things, or stand still
         found = extract(EXTRACTORS[name], text)
-        assert time.perf_counter() - start < 2, piece # quadratic work on a hundred thousand characters takes minutes
+        assert time.process_time() - start < 2, piece # quadratic work on a hundred thousand characters takes minutes
         assert bool(found.label and found.rationale) or found.problem, piece
 
 
@@ -360,9 +360,9 @@ def test_a_pattern_that_takes_for_ever_is_refused(tmp_path):
 
 @pytest.mark.parametrize("piece", ["(", "a) ", "|", "[", "{", '["', "A)", "\n", "(a) x "])
 def test_nasty_choices_are_read_in_linear_time(piece):
-    start = time.perf_counter()
+    start = time.process_time()
     read_choices(piece * (MAX_LENGTH // len(piece)))
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 # -- the tutorial, word by word ---------------------------------------------------------------------------------------
