@@ -749,7 +749,7 @@ def test_lab_closing_asks_nothing(lab, place, started):
 
     It has a page of its own: JupyterLab calls it a fault when a notebook is closed before its kernel has answered
     everything ("Canceled future for create_subshell_request message before replies were done"), on a busy machine later
-    than it says that the kernel is idle. The pages of dashboards are to have no fault at all.
+    than it says that the kernel is idle. Until then it is to have no fault, and the pages of dashboards none at all.
     """
     kept = place[0] / "kept.ipynb"
     browser.notebook(kept, "1 + 1")
@@ -760,6 +760,7 @@ def test_lab_closing_asks_nothing(lab, place, started):
     with browser.new_page(started, height=1000) as page:
         browser.open_lab(page, lab[0], "kept.ipynb")
         expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+        quiet(page)
         page.keyboard.press("Alt+w")
         expect(page.get_by_role("tab", name="kept.ipynb")).to_have_count(0)
         expect(page.locator(".jp-Dialog")).to_have_count(0)

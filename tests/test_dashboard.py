@@ -230,23 +230,16 @@ def test_estimating_anew_keeping_and_cancelling(dash, monkeypatch):
         raise mi.EstimationCancelled("stopped")
     monkeypatch.setattr(sys.modules["cotmi.information.estimate"], "estimate_mi", endless)
     kept = len(view.again)
-    def cancelled():
-        "Seconds from the click to the word, while a step of the estimate goes on."
-        for event in (begun, released, ended):
-            event.clear()
-        card.start.click()
-        assert begun.wait(20) and card.start.disabled and not card.cancel.disabled
-        assert "50% done" in card.said.value
-        asked = time.monotonic()
-        card.cancel.click()
-        took = time.monotonic() - asked
-        assert card.said.value == "Cancelled: the estimate is not kept." and not ended.is_set()
-        assert len(view.again) == kept and not card.start.disabled
-        released.set()
-        assert ended.wait(20)
-        assert card.said.value == "Cancelled: the estimate is not kept." # what was dropped says nothing more
-        return took
-    assert min(cancelled() for _ in range(3)) < 0.5 # a machine that stands still makes one of them long, not all
+    card.start.click()
+    assert begun.wait(20) and card.start.disabled and not card.cancel.disabled
+    assert "50% done" in card.said.value
+    asked = time.monotonic()
+    card.cancel.click()
+    assert card.said.value == "Cancelled: the estimate is not kept." and time.monotonic() - asked < 0.5
+    assert len(view.again) == kept and not card.start.disabled and not ended.is_set() # it waited for no step
+    released.set()
+    assert ended.wait(20)
+    assert card.said.value == "Cancelled: the estimate is not kept." # what was dropped says nothing more
 
 
 def test_cancelling_an_estimate_stops_its_work(dash):

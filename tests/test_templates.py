@@ -342,7 +342,7 @@ NASTY = ["(", ")", "{", "}", "#", "####", "\\boxed{", "<think>", "</think>", "th
 def test_extractors_take_linear_time_and_never_half_a_label(name):
     for piece in NASTY:
         text = (piece * (MAX_LENGTH // len(piece) + 1))[:MAX_LENGTH]
-        start = time.process_time() # the machine may be busy with other things, or stand still
+        start = time.process_time() # of this process: other work on the machine does not count
         found = extract(EXTRACTORS[name], text)
         assert time.process_time() - start < 2, piece # quadratic work on a hundred thousand characters takes minutes
         assert bool(found.label and found.rationale) or found.problem, piece
