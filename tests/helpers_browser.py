@@ -163,17 +163,24 @@ def open_lab(page, url: str, name: str) -> None:
 
 
 def come_back(page, url: str, name: str) -> None:
-    "Leave a notebook whose kernel runs on and open it again; waits for its widgets."
+    """Leave a notebook whose kernel runs on and open it again; waits for its widgets.
+
+    JupyterLab looks for a widget's model for two seconds by the clock (`get_model` of its manager). A page that is busy
+    making the models meanwhile finds the time over, does not look again and says "model not found"; a reader opens it
+    once more.
+    """
     kernels = lambda: {kernel["id"] for kernel in _request(f"{url}/api/kernels")} # noqa: E731
-    before, given_up = kernels(), page.get_by_text("Error displaying widget: model not found")
-    for _ in range(3): # JupyterLab sometimes looks for widgets before the kernel told it of them, and not again
+    before, ends = kernels(), time.monotonic() + PATIENCE / 1000
+    lost, looking = map(page.get_by_text, ("Error displaying widget: model not found", "Loading widget..."))
+    while time.monotonic() < ends:
         page.goto("about:blank")
         page.goto(f"{url}/lab/tree/{name}?token={TOKEN}")
-        page.locator(".cotmi:visible").or_(given_up).first.wait_for()
+        page.locator(".cotmi:visible").or_(lost).first.wait_for()
+        looking.first.wait_for(state="hidden") # in the cells below, too
         assert kernels() == before, f"the kernels are {kernels()}, they were {before}: one ended"
-        if not given_up.count():
+        if not lost.count():
             return
-    raise AssertionError("JupyterLab found no widgets of a running kernel, three times")
+    raise AssertionError(f"JupyterLab found no widgets of a running kernel within {PATIENCE // 1000} s")
 
 
 def run_all(page) -> None:
