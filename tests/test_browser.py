@@ -86,15 +86,7 @@ def open_tab(board, name):
     return page
 
 
-@contextlib.contextmanager
-def redrawn(plot):
-    "What happens in the block must redraw a plot."
-    expect(plot).to_have_attribute("data-stale", "0") # no other redraw is under way
-    before = plot.get_attribute("data-drawn")
-    yield
-    expect(plot).not_to_have_attribute("data-drawn", before)
-
-
+DRAWN = "plot => plot.dataset.drawn"
 LINES = "plot => [...plot.querySelectorAll('.scatterlayer .js-line')].map(e => e.getAttribute('d')).join()"
 JOINED = "plot => plot.querySelectorAll('.scatterlayer .js-line').length"
 AXIS = "plot => plot.querySelector('.js-plotly-plot')._fullLayout.yaxis.type"
@@ -104,14 +96,17 @@ ACROSS = "plot => [...plot.querySelectorAll('.xtick text')].map(e => e.textConte
 
 @contextlib.contextmanager
 def changes(plot, read):
-    """What happens in the block must change what is read of a plot, waited for where a redraw is not enough.
-
-    A slow kernel may answer what was done before at any time, and the plot is redrawn for that, too.
-    """
-    expect(plot).to_have_attribute("data-stale", "0")
+    "What happens in the block must change what is read of a plot."
+    expect(plot).to_have_attribute("data-stale", "0") # no other redraw is under way
     before = plot.evaluate(read)
     yield
-    plot.page.wait_for_function(f"([plot, before]) => ({read})(plot) !== before", arg=[plot.element_handle(), before])
+    plot.page.wait_for_function(f"([plot, before]) => ({read})(plot) !== before",
+                                arg=[plot.element_handle(), before], timeout=browser.PATIENCE / 4)
+
+
+def redrawn(plot):
+    "What happens in the block must redraw a plot; a slow kernel's answer to what was done before does so, too."
+    return changes(plot, DRAWN)
 
 
 def titled(page, title):
@@ -536,7 +531,6 @@ def test_lab_no_hidden_figure_keeps_the_other_theme(lab, cell):
 
 def test_lab_no_hidden_figure_ends_at_an_earlier_step(lab, place):
     run, growing = board_of(lab, 3), place[1]
-    open_tab(run, tabs(run)[-1])
     with changes(titled(open_tab(run, "Training"), "Loss terms"), LINES):
         open_tab(run, tabs(run)[-1])
         made.grow(growing, 300)
