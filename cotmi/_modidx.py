@@ -791,6 +791,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'cotmi/dashboards/report.py'),
                                          'cotmi.dashboards.report._write_markdown': ( 'dashboards/report.html#_write_markdown',
                                                                                       'cotmi/dashboards/report.py'),
+                                         'cotmi.dashboards.report.column_script': ( 'dashboards/report.html#column_script',
+                                                                                    'cotmi/dashboards/report.py'),
                                          'cotmi.dashboards.report.on_paper': ( 'dashboards/report.html#on_paper',
                                                                                'cotmi/dashboards/report.py'),
                                          'cotmi.dashboards.report.report_html': ( 'dashboards/report.html#report_html',

@@ -117,10 +117,11 @@ def copy_plotly(app, error):
     if error is None and app.builder.format == "html":
         from plotly.offline import get_plotlyjs
 
-        static, own = Path(app.outdir) / "_static", Path(app.confdir) / "_static" / "figures.js"
+        from cotmi.dashboards.report import column_script
+
+        static = Path(app.outdir) / "_static"
         (static / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
-        parts = [path.read_text(encoding="utf-8") for path in (ROOT / "cotmi/dashboards/fit.js", own)]
-        (static / "figures.js").write_text("\n".join(["(() => {", *parts, "})();"]), encoding="utf-8")
+        (static / "figures.js").write_text(column_script(), encoding="utf-8")
 
 
 def add_top_names(app, env):

@@ -19,6 +19,26 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync"]
 TOKEN = "cotmi-test"
 PATIENCE = 120_000 # milliseconds that a busy machine may take for anything; an idle one needs a hundredth
+
+# Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.
+CROWDED = """plot => {
+  const places = ['.gtitle', '.legendtext', '.xtitle', '.ytitle', '.annotation-text', '.xtick text', '.ytick text',
+                  '.cbtitle text', '.cbaxis text'].flatMap(kind => [...plot.querySelectorAll(kind)].map(e => [kind, e]))
+    .filter(([, e]) => e.getBoundingClientRect().width && e.textContent.trim())
+    .filter(([, e]) => getComputedStyle(e).visibility !== 'hidden')
+    .map(([kind, e]) => [kind, e.textContent, e.getBoundingClientRect()]);
+  const host = plot.getBoundingClientRect(), bad = [];
+  places.forEach(([kind, text, a], i) => {
+    if (a.left < host.left - 1 || a.right > host.right + 1 || a.top < host.top - 1 || a.bottom > host.bottom + 1)
+      bad.push(`${text} leaves the figure`);
+    places.slice(i + 1).forEach(([other, word, b]) => {
+      if (kind === other && text === word) return; // the parts of one text
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2.5) bad.push(`${text} stands on ${word}`);
+    });
+  });
+  return [bad, plot.querySelector('.js-plotly-plot')._fullLayout._size.w / host.width];
+}"""
 FONT_HOSTS = ("cdnjs.cloudflare.com", "use.fontawesome.com", "cdn.jsdelivr.net", "unpkg.com")
 
 

@@ -593,27 +593,6 @@ def test_lab_no_hidden_figure_draws_what_was_left_out(lab, box):
     assert changed > 2
 
 
-# Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.
-CROWDED = """plot => {
-  const places = ['.gtitle', '.legendtext', '.xtitle', '.ytitle', '.annotation-text', '.xtick text', '.ytick text',
-                  '.cbtitle text', '.cbaxis text'].flatMap(kind => [...plot.querySelectorAll(kind)].map(e => [kind, e]))
-    .filter(([, e]) => e.getBoundingClientRect().width && e.textContent.trim())
-    .filter(([, e]) => getComputedStyle(e).visibility !== 'hidden')
-    .map(([kind, e]) => [kind, e.textContent, e.getBoundingClientRect()]);
-  const host = plot.getBoundingClientRect(), bad = [];
-  places.forEach(([kind, text, a], i) => {
-    if (a.left < host.left - 1 || a.right > host.right + 1 || a.top < host.top - 1 || a.bottom > host.bottom + 1)
-      bad.push(`${text} leaves the figure`);
-    places.slice(i + 1).forEach(([other, word, b]) => {
-      if (kind === other && text === word) return; // the parts of one text
-      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
-          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2.5) bad.push(`${text} stands on ${word}`);
-    });
-  });
-  return [bad, plot.querySelector('.js-plotly-plot')._fullLayout._size.w / host.width];
-}"""
-
-
 def test_nothing_overlaps(crowd, started):
     "Every figure of every tab at three widths, 853 being 1280 at a zoom of 150 %: no text on another, none cut."
     with browser.new_page(started, 420, 1200) as page:
@@ -623,7 +602,7 @@ def test_nothing_overlaps(crowd, started):
             page.set_viewport_size({"width": width, "height": 1200})
             for board in boards(page).all():
                 for tab, title, plot in figures(board):
-                    crowded, room = plot.evaluate(CROWDED)
+                    crowded, room = plot.evaluate(browser.CROWDED)
                     assert not crowded, f"{width}, {tab}, {title}: {crowded[:5]}"
                     assert room > 0.4, f"{width}, {tab}, {title}: {room:.0%} of the figure is left to draw in"
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")

@@ -31,12 +31,9 @@ def page(run, tmp_path_factory):
 
 def figures_of(text: str) -> dict[str, list[dict]]:
     "The traces of every figure of a page, by its title."
-    decoder, found = json.JSONDecoder(), {}
-    for call in re.finditer(r"Plotly\.newPlot\(\s*\"[\w-]+\",\s*", text):
-        traces, end = decoder.raw_decode(text, call.end())
-        layout, _ = decoder.raw_decode(text, re.compile(r"\s*,\s*").match(text, end).end())
-        found[layout["title"]["text"]] = traces
-    return found
+    decoder, calls = json.JSONDecoder(), re.finditer(r"<script>cotmiFigure\('[\w-]+', ", text)
+    figures = [decoder.raw_decode(text, call.end())[0] for call in calls]
+    return {figure["layout"]["title"]["text"]: figure["data"] for figure in figures}
 
 
 def test_figures_are_the_numbers_of_the_run(page, run):
@@ -114,3 +111,24 @@ def test_the_page_asks_for_nothing(page):
         shown.goto(page.as_uri())
         shown.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 10")
         assert shown.elsewhere == [] and shown.faults == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
+def test_nothing_overlaps_on_paper(page, tmp_path):
+    "As in a dashboard, at three widths: no text on another, none cut."
+    made.make_grid(tmp_path / "grid", seeds=2, examples=60)
+    several = write_report(tmp_path / "grid", tmp_path / "several", markdown=False)
+    for report in (page, several):
+        with browser.chromium() as started, browser.new_page(started, 420, 1200) as shown:
+            shown.goto(report.as_uri())
+            for width in (420, 853, 1280):
+                shown.set_viewport_size({"width": width, "height": 1200})
+                shown.wait_for_function("""[...document.querySelectorAll('.cotmi-plot')].every(plot =>
+                    Math.abs((plot.firstChild._fullLayout?.width ?? 0) - plot.offsetWidth) <= 1)""")
+                for plot in shown.locator(".cotmi-plot").all():
+                    crowded, room = plot.evaluate(browser.CROWDED)
+                    title = plot.locator(".gtitle").text_content()
+                    assert not crowded, f"{width}, {title}: {crowded[:5]}"
+                    assert room > 0.4, f"{width}, {title}: {room:.0%} of the figure is left to draw in"
