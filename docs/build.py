@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -94,12 +93,12 @@ def for_site(output: dict, depth: int) -> dict:
     "An output that a static page can show: a plotly figure is HTML that loads plotly.js from this site."
     import plotly.io as pio
 
+    from cotmi.dashboards.report import column_figure
+
     if figure := output.get("data", {}).get(FIGURE):
         figure = pio.from_json(json.dumps({k: figure[k] for k in ("data", "layout") if k in figure}), skip_invalid=True)
-        place, top, text = f"figure-{uuid.uuid4().hex[:12]}", "../" * depth, figure.to_json().replace("<", "\\u003c")
-        parts = [f'<div class="figure-plotly" id="{place}"></div>',
-                 *(f'<script src="{top}_static/{name}"></script>' for name in ("plotly.min.js", "figures.js")),
-                 f"<script>cotmiFigure('{place}', {text});</script>"]
+        scripts = [f'<script src="{"../" * depth}_static/{name}"></script>' for name in ("plotly.min.js", "figures.js")]
+        parts = ['<div class="figure-plotly">', *scripts, column_figure(figure), "</div>"]
         return nbformat.v4.new_output("display_data", {"text/html": "".join(parts)})
     return output
 

@@ -19,26 +19,6 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync"]
 TOKEN = "cotmi-test"
 PATIENCE = 120_000 # milliseconds that a busy machine may take for anything; an idle one needs a hundredth
-
-# Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.
-CROWDED = """plot => {
-  const places = ['.gtitle', '.legendtext', '.xtitle', '.ytitle', '.annotation-text', '.xtick text', '.ytick text',
-                  '.cbtitle text', '.cbaxis text'].flatMap(kind => [...plot.querySelectorAll(kind)].map(e => [kind, e]))
-    .filter(([, e]) => e.getBoundingClientRect().width && e.textContent.trim())
-    .filter(([, e]) => getComputedStyle(e).visibility !== 'hidden')
-    .map(([kind, e]) => [kind, e.textContent, e.getBoundingClientRect()]);
-  const host = plot.getBoundingClientRect(), bad = [];
-  places.forEach(([kind, text, a], i) => {
-    if (a.left < host.left - 1 || a.right > host.right + 1 || a.top < host.top - 1 || a.bottom > host.bottom + 1)
-      bad.push(`${text} leaves the figure`);
-    places.slice(i + 1).forEach(([other, word, b]) => {
-      if (kind === other && text === word) return; // the parts of one text
-      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
-          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2.5) bad.push(`${text} stands on ${word}`);
-    });
-  });
-  return [bad, plot.querySelector('.js-plotly-plot')._fullLayout._size.w / host.width];
-}"""
 FONT_HOSTS = ("cdnjs.cloudflare.com", "use.fontawesome.com", "cdn.jsdelivr.net", "unpkg.com")
 
 
@@ -207,3 +187,31 @@ def run_all(page) -> None:
     "Run every cell of the open notebook."
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('[data-command="runmenu:run-all"]').click()
+
+
+# Texts of a figure that stand on one another or leave it, and the share of its width that is left to draw in.
+CROWDED = """plot => {
+  const places = ['.gtitle', '.legendtext', '.xtitle', '.ytitle', '.annotation-text', '.xtick text', '.ytick text',
+                  '.cbtitle text', '.cbaxis text'].flatMap(kind => [...plot.querySelectorAll(kind)].map(e => [kind, e]))
+    .filter(([, e]) => e.getBoundingClientRect().width && e.textContent.trim())
+    .filter(([, e]) => getComputedStyle(e).visibility !== 'hidden')
+    .map(([kind, e]) => [kind, e.textContent, e.getBoundingClientRect()]);
+  const host = plot.getBoundingClientRect(), bad = [];
+  places.forEach(([kind, text, a], i) => {
+    if (a.left < host.left - 1 || a.right > host.right + 1 || a.top < host.top - 1 || a.bottom > host.bottom + 1)
+      bad.push(`${text} leaves the figure`);
+    places.slice(i + 1).forEach(([other, word, b]) => {
+      if (kind === other && text === word) return; // the parts of one text
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2.5) bad.push(`${text} stands on ${word}`);
+    });
+  });
+  return [bad, plot.querySelector('.js-plotly-plot')._fullLayout._size.w / host.width];
+}"""
+
+
+def has_room(plot, where: str) -> None:
+    "A figure has no text on another or cut, and leaves most of its width to draw in."
+    crowded, room = plot.evaluate(CROWDED)
+    assert not crowded, f"{where}: {crowded[:5]}"
+    assert room > 0.4, f"{where}: {room:.0%} of the figure is left to draw in"

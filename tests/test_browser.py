@@ -602,9 +602,7 @@ def test_nothing_overlaps(crowd, started):
             page.set_viewport_size({"width": width, "height": 1200})
             for board in boards(page).all():
                 for tab, title, plot in figures(board):
-                    crowded, room = plot.evaluate(browser.CROWDED)
-                    assert not crowded, f"{width}, {tab}, {title}: {crowded[:5]}"
-                    assert room > 0.4, f"{width}, {tab}, {title}: {room:.0%} of the figure is left to draw in"
+                    browser.has_room(plot, f"{width}, {tab}, {title}")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
 
 

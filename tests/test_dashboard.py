@@ -342,7 +342,8 @@ def test_style_sheets_and_scripts_are_part_of_the_package():
     assert set(patterns["package-data"]["cotmi.dashboards"]) == {"*.css", "*.js", "*.json"}
     kept = {p.name for p in Path(cotmi.dashboards.__path__[0]).glob("*.[cj]s*")}
     assert kept == {"look.css", "themes.css", "tabs.css", "tabs.js", "plot.css", "plot.js", "fit.js",
-                    "plotly_source.js", "table.css", "table.js", "fold.js", "listen.js", "look.js", "cotmi.json"}
+                    "column.js", "plotly_source.js", "table.css", "table.js", "fold.js", "listen.js", "look.js",
+                    "cotmi.json"}
     assert all(page_file(name).strip() for name in kept)
 
 
