@@ -169,6 +169,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'cotmi/dashboards/compare_dashboard.py'),
                                                     'cotmi.dashboards.compare_dashboard._fields_of': ( 'dashboards/compare_dashboard.html#_fields_of',
                                                                                                        'cotmi/dashboards/compare_dashboard.py'),
+                                                    'cotmi.dashboards.compare_dashboard._in_order': ( 'dashboards/compare_dashboard.html#_in_order',
+                                                                                                      'cotmi/dashboards/compare_dashboard.py'),
                                                     'cotmi.dashboards.compare_dashboard._reread_button': ( 'dashboards/compare_dashboard.html#_reread_button',
                                                                                                            'cotmi/dashboards/compare_dashboard.py'),
                                                     'cotmi.dashboards.compare_dashboard._runs_of': ( 'dashboards/compare_dashboard.html#_runs_of',

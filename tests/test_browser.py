@@ -752,6 +752,31 @@ def test_lab_closing_asks_nothing(lab, place, started):
     assert kept.read_bytes() == before
 
 
+def test_lab_a_hundred_runs_are_on_screen_in_time(lab, place, started, report):
+    folder, _ = place
+    made.make_grid(folder / "many", seeds=34, examples=120)
+    browser.notebook(folder / "many.ipynb", "from cotmi import CompareDashboard", "CompareDashboard('many')")
+    with browser.new_page(started, height=1000) as page:
+        browser.open_lab(page, lab[0], "many.ipynb")
+        run_cell(page, 0) # the import
+        page.locator(".jp-InputPrompt", has_text="[1]").wait_for(timeout=60_000)
+        board = boards(page).first
+        begun = time.monotonic()
+        run_cell(page, 1)
+        expect(board.get_by_role("heading", name="102 of 102 runs")).to_be_visible()
+        expect(board.locator(".cotmi-table tbody tr").first).to_be_visible()
+        took = {"table": time.monotonic() - begun}
+        for name in ("Curves", "Intervals", "Differences"):
+            begun = time.monotonic()
+            open_tab(board, name)
+            took[name] = time.monotonic() - begun
+        report.update({f"JupyterLab: a comparison of 102 runs, {n}": seconds for n, seconds in took.items()})
+        assert max(took.values()) < 5 * patience(), took
+        seeds = board.locator(".cotmi-bar", has=page.get_by_text("Seed", exact=True)).last # the innermost
+        boxes = seeds.locator(".widget-checkbox").all_inner_texts()
+        assert [text.strip("\u200b \n") for text in boxes] == [str(seed) for seed in range(34)]
+
+
 def test_lab_live_monitor_stops_cleanly(lab, place):
     url, page = lab
     folder, _ = place
