@@ -58,11 +58,11 @@ def _runs_of(
     return taken
 
 # %% ../../nbs/dashboards/29_compare_dashboard.ipynb #f626c91c
-def _in_order(value: str) -> tuple[int, str]: return int(value) if value.isdecimal() else -1, value # seed 2 before 10
+def _by_number(value: str) -> tuple[int, str]: return int(value) if value.isdecimal() else -1, value # seed 2 before 10
 
 def _fields_of(runs: list[Run], changed: Callable[[], None]) -> dict[str, _Choices]:
     "Check boxes for what the runs differ in."
-    return {name: _Choices(title, sorted({_field(run, name) for run in runs}, key=_in_order), changed)
+    return {name: _Choices(title, sorted({_field(run, name) for run in runs}, key=_by_number), changed)
             for name, title in (("dataset", "Data"), ("method", "Method"), ("seed", "Seed"))}
 
 def _summary_html(dash: "CompareDashboard") -> str:
